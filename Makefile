@@ -1,0 +1,51 @@
+# make demo | make test | make check. Stamps in .venv remember what is installed; touching pyproject.toml or
+# constraints.txt installs again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+DEMO := g4seg_trt/assets/demo
+DEMO_OUTPUT := demo-output
+DEMO_CLASS := star
+
+.PHONY: demo test check format clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.cpu: pyproject.toml constraints.txt | $(VENV)/.created
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[cpu]'
+	touch $@
+
+# torch first, alone: no other requirement gets to pull another build of it.
+$(VENV)/.torch: constraints.txt | $(VENV)/.created
+	$(PIP) install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.cpu
+
+demo: $(VENV)/.cpu
+	mkdir -p $(DEMO_OUTPUT)
+	$(BIN)/g4seg-refine --engine tiny --image $(DEMO)/image.png --mask $(DEMO)/mask.png \
+		--class-name "$(DEMO_CLASS)" --ground-truth $(DEMO)/ground_truth.png \
+		--output $(DEMO_OUTPUT)/probability.png --label $(DEMO_OUTPUT)/label.png \
+		--overlay $(DEMO_OUTPUT)/overlay.png
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUTPUT) build dist

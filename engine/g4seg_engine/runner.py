@@ -1,0 +1,151 @@
+"""The Runner contract: named arrays in, named arrays out, checked against the spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from g4seg_engine.errors import EngineError, RunnerInputError
+from g4seg_engine.manifest import Manifest, load_engine
+from g4seg_engine.spec import BATCH, NetworkSpec, TensorSpec, show_shape
+
+Array = npt.NDArray[Any]
+
+BACKENDS: dict[str, tuple[str, ...]] = {"onnxruntime": ("cpu",)}
+"""The devices of each backend."""
+
+
+class Runner(Protocol):
+    """One network, ready to run. A context manager; ``close`` frees it earlier.
+
+    Attributes:
+        spec: names, dtypes, shapes and batch range of inputs and outputs.
+    """
+
+    spec: NetworkSpec
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the network once.
+
+        Args:
+            inputs: exactly the arrays of ``spec.inputs`` by name. They are not changed.
+
+        Returns:
+            The arrays of ``spec.outputs`` by name. They belong to the caller: no later run touches them.
+
+        Raises:
+            RunnerInputError: a name, dtype, shape or the batch size is wrong.
+            EngineError: the backend failed, or the runner is closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the network. Closing twice is fine."""
+        ...
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_runner(
+    directory: str | Path,
+    network: str,
+    backend: str = "onnxruntime",
+    device: str = "cpu",
+    *,
+    manifest: Manifest | None = None,
+    threads: int | None = None,
+) -> Runner:
+    """Opens one network of an engine directory.
+
+    Args:
+        directory: the engine directory.
+        network: one of NETWORKS.
+        backend: a key of BACKENDS.
+        device: one of the backend's devices.
+        manifest: the directory's manifest if it is loaded and checked already; else both are done here.
+        threads: CPU threads, or None for as many as this process may use.
+
+    Raises:
+        EngineError: unknown network, backend or device, a wrong `threads`, or the directory fails its checks.
+        MissingExtraError: the backend is not installed.
+    """
+    if backend not in BACKENDS:
+        raise EngineError(f"unknown backend {backend!r}: choose from {', '.join(BACKENDS)}")
+    if device not in BACKENDS[backend]:
+        devices = ", ".join(BACKENDS[backend])
+        raise EngineError(f"backend {backend} has no device {device!r}: choose from {devices}")
+    if manifest is None:
+        manifest = load_engine(directory)
+    spec = manifest.spec(network)
+    graph = Path(directory) / manifest.networks[network].files[0].file
+
+    from g4seg_engine.onnxruntime_runner import OnnxRuntimeRunner
+
+    return OnnxRuntimeRunner(graph, spec, threads=threads)
+
+
+def check_inputs(spec: NetworkSpec, inputs: Mapping[str, Any]) -> int:
+    """Checks names, dtypes, shapes and the batch range.
+
+    Args:
+        spec: the network.
+        inputs: numpy arrays or torch tensors by name (anything with ``dtype`` and ``shape``).
+
+    Returns:
+        The batch size; 1 for a network without a batch axis.
+
+    Raises:
+        RunnerInputError: one line that names the network, the input, what was found and what is expected.
+    """
+    names = [tensor.name for tensor in spec.inputs]
+    missing = [name for name in names if name not in inputs]
+    unknown = [str(name) for name in inputs if name not in names]
+    if missing or unknown:
+        found = f"missing {', '.join(missing)}" if missing else f"unknown {', '.join(unknown)}"
+        raise RunnerInputError(f"{spec.name}: inputs {found}; expected {', '.join(names)}")
+    batches = {tensor.name: _check_input(spec, tensor, inputs[tensor.name]) for tensor in spec.inputs}
+    sizes = {name: size for name, size in batches.items() if size is not None}
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise RunnerInputError(f"{spec.name}: inputs differ in batch size: {shown}")
+    batch = next(iter(sizes.values()), 1)
+    if not spec.min_batch <= batch <= spec.max_batch:
+        raise RunnerInputError(
+            f"{spec.name}: inputs have batch size {batch}, expected {spec.min_batch} to {spec.max_batch}"
+        )
+    return batch
+
+
+def output_arrays(spec: NetworkSpec, batch: int) -> dict[str, Array]:
+    """Uninitialised arrays of the shapes that a run with this batch size fills."""
+    return {
+        tensor.name: np.empty([batch if size == BATCH else int(size) for size in tensor.shape], tensor.dtype)
+        for tensor in spec.outputs
+    }
+
+
+def _check_input(spec: NetworkSpec, tensor: TensorSpec, array: Any) -> int | None:
+    """The array's size along the batch axis, or None where the tensor has none."""
+    where = f"{spec.name}: input {tensor.name}"
+    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+        raise RunnerInputError(f"{where} is a {type(array).__name__}, expected an array: {tensor.describe()}")
+    # torch prints its dtypes as "torch.float32"; a byte order that is not the machine's shows up as ">f4".
+    dtype = str(array.dtype).removeprefix("torch.")
+    if dtype != tensor.dtype:
+        raise RunnerInputError(f"{where} has dtype {dtype}, expected {tensor.dtype}")
+    shape = tuple(array.shape)
+    fits = len(shape) == len(tensor.shape) and all(
+        expected in (BATCH, found) for expected, found in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        raise RunnerInputError(f"{where} has shape {show_shape(shape)}, expected {show_shape(tensor.shape)}")
+    return int(shape[tensor.shape.index(BATCH)]) if BATCH in tensor.shape else None
