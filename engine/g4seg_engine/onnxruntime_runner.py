@@ -151,9 +151,7 @@ def _check_graph(path: Path, spec: NetworkSpec, session: Any) -> None:
         found = {node.name: node for node in nodes}
         expected = [tensor.name for tensor in tensors]
         if set(found) != set(expected):
-            raise EngineMismatchError(
-                f"{path}: expected {side} {', '.join(expected)}, found {', '.join(found)}"
-            )
+            raise EngineMismatchError(f"{path}: expected {side} {', '.join(expected)}, found {', '.join(found)}")
         for tensor in tensors:
             node = found[tensor.name]
             dtype = _DTYPES.get(node.type, node.type)

@@ -21,8 +21,7 @@ Fill = Callable[[Path], Manifest]
 def contents(directory: Path) -> dict[str, bytes | None]:
     """Every file below a folder by its path; folders are None."""
     return {
-        str(path.relative_to(directory)): None if path.is_dir() else path.read_bytes()
-        for path in directory.rglob("*")
+        str(path.relative_to(directory)): None if path.is_dir() else path.read_bytes() for path in directory.rglob("*")
     }
 
 
@@ -66,9 +65,7 @@ def test_an_interrupted_build_changes_nothing(
     with pytest.raises(error), staged_engine(parent / "engine", overwrite=True) as staged:
         # The build stops after any number of files, the manifest included.
         fill_engine(staged)
-        for path in sorted(staged.iterdir(), key=lambda path: (path.name == MANIFEST_FILE, path.name))[
-            steps:
-        ]:
+        for path in sorted(staged.iterdir(), key=lambda path: (path.name == MANIFEST_FILE, path.name))[steps:]:
             path.unlink()
         raise error
     assert contents(parent) == before

@@ -47,9 +47,7 @@ def test_a_truncated_file_is_named_with_both_sizes(engine: Path, file: str) -> N
     path = engine / file
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(
-        EngineMismatchError, match=rf"{file}: expected {size} bytes, found {size - 1}; .*overwrite$"
-    ):
+    with pytest.raises(EngineMismatchError, match=rf"{file}: expected {size} bytes, found {size - 1}; .*overwrite$"):
         load_engine(engine)
 
 
@@ -138,8 +136,6 @@ def test_tensors_of_another_version_are_shown(engine: Path) -> None:
 def test_artefacts_are_checked_too(engine: Path) -> None:
     manifest = read_manifest(engine)
     plan = manifest_module.FileRecord("tensorrt/unet.b1.plan", "0" * 64, 3)
-    artefact = manifest_module.ArtefactRecord(
-        "unet", "tensorrt", (plan,), "11.1", "GPU", "9.0", "580", (1,), {}
-    )
+    artefact = manifest_module.ArtefactRecord("unet", "tensorrt", (plan,), "11.1", "GPU", "9.0", "580", (1,), {})
     with pytest.raises(EngineIncompleteError, match=r"tensorrt/unet\.b1\.plan is missing"):
         check_engine(engine, replace(manifest, artefacts=(artefact,)))

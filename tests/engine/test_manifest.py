@@ -81,9 +81,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         build_flags=plain,
     )
     return Manifest(
-        model=ModelRecord(
-            draw(texts), draw(texts), draw(texts), draw(st.dictionaries(texts, hashes, max_size=2))
-        ),
+        model=ModelRecord(draw(texts), draw(texts), draw(texts), draw(st.dictionaries(texts, hashes, max_size=2))),
         prediction_type=draw(st.sampled_from(["epsilon", "v_prediction"])),
         vae_scaling_factor=draw(numbers),
         dims=dims,
@@ -118,9 +116,7 @@ def test_the_file_is_sorted_ascii(engine: Path) -> None:
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path to every value of a JSON document, but not into the parts that may hold any JSON."""
-    children = (
-        enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
-    )
+    children = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
     for key, child in children:
         here = (*path, key)
         yield here

@@ -165,9 +165,7 @@ def test_a_failing_run_is_one_line(graph: Path, capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "noise", "truncated", "no external data"])
-def test_a_graph_that_does_not_open_is_one_line(
-    tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_graph_that_does_not_open_is_one_line(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
     path = write_graph(tmp_path / "toy.onnx", external=damage == "no external data")
     if damage == "missing":
         path.unlink()
@@ -220,9 +218,7 @@ def test_a_graph_of_one_batch_size_fits_that_batch_range_only(tmp_path: Path) ->
 
 
 def test_wrong_arguments_are_refused(graph: Path) -> None:
-    with pytest.raises(
-        EngineError, match=r"no provider 'MagicExecutionProvider': it has .*CPUExecutionProvider"
-    ):
+    with pytest.raises(EngineError, match=r"no provider 'MagicExecutionProvider': it has .*CPUExecutionProvider"):
         OnnxRuntimeRunner(graph, SPEC, provider="MagicExecutionProvider")
     with pytest.raises(EngineError, match="threads is 0, expected 1 or more"):
         OnnxRuntimeRunner(graph, SPEC, threads=0)
@@ -257,9 +253,7 @@ def test_a_broken_onnxruntime_is_not_called_missing(
         OnnxRuntimeRunner(graph, SPEC)
 
 
-def test_open_runner_runs_a_network_of_an_engine(
-    engine: Path, fill_engine: Callable[[Path], Manifest]
-) -> None:
+def test_open_runner_runs_a_network_of_an_engine(engine: Path, fill_engine: Callable[[Path], Manifest]) -> None:
     manifest = fill_engine(engine)
     spec = manifest.spec("image_encoder")
     path = engine / "image_encoder.onnx"
@@ -284,9 +278,7 @@ def test_open_runner_runs_a_network_of_an_engine(
     )
     onnx.save_model(model, path)
     record = network_record(spec, [path], opset=18, precision="fp32", parity={})
-    manifest = replace(
-        manifest, networks={**manifest.networks, "image_encoder": replace(record, max_batch=2)}
-    )
+    manifest = replace(manifest, networks={**manifest.networks, "image_encoder": replace(record, max_batch=2)})
     write_manifest(engine, manifest)
 
     images = np.random.default_rng(0).random((2, 3, 64, 64), dtype=np.float32)

@@ -14,9 +14,7 @@ from g4seg_engine.errors import EngineError, EngineIncompleteError, RunnerInputE
 from g4seg_engine.runner import check_inputs, open_runner, output_arrays
 from g4seg_engine.spec import BATCH, NETWORKS, ModelDims, NetworkSpec, network_specs
 
-DIMS = ModelDims(
-    square=16, latent_factor=4, latent_channels=2, text_length=5, text_width=3, feature_width=2, grid=4
-)
+DIMS = ModelDims(square=16, latent_factor=4, latent_channels=2, text_length=5, text_width=3, feature_width=2, grid=4)
 SPECS = network_specs(DIMS)
 
 
@@ -100,9 +98,7 @@ def test_every_input_has_the_same_batch() -> None:
 @pytest.mark.parametrize("batch", [0, 1, 4])
 def test_the_batch_range_is_kept(batch: int) -> None:
     spec = replace(SPECS["unet"], min_batch=2, max_batch=3)
-    assert message(spec, make_inputs(spec, batch)) == (
-        f"unet: inputs have batch size {batch}, expected 2 to 3"
-    )
+    assert message(spec, make_inputs(spec, batch)) == (f"unet: inputs have batch size {batch}, expected 2 to 3")
     assert check_inputs(spec, make_inputs(spec, 3)) == 3
 
 

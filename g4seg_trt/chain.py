@@ -1,0 +1,246 @@
+"""The chain of networks: what the Refiner talks to. It knows neither full-size pictures nor class names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from g4seg_engine.manifest import Manifest
+from g4seg_engine.runner import Runner, open_runner
+from g4seg_engine.spec import NETWORKS, ModelDims
+from g4seg_trt.arrays import Floats, Ints
+from g4seg_trt.config import RefineConfig
+from g4seg_trt.correspondence import nearest_positions
+from g4seg_trt.errors import ConfigError, EngineError
+from g4seg_trt.geometry import pool_to_grid
+from g4seg_trt.injection import emi_weight
+from g4seg_trt.timing import Timings
+from g4seg_trt.update import mix
+
+_BATCHED = ("unet", "vae_decoder", "image_encoder")
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What is computed once per image.
+
+    Attributes:
+        latent: the clean latent z0, float32 [Z,h,h].
+        features: F(x), float32 [P,g,g] of unit norm per position.
+        timings: seconds by stage.
+    """
+
+    latent: Floats
+    features: Floats
+    timings: Timings = field(default_factory=Timings)
+
+
+@dataclass(frozen=True)
+class ClassMask:
+    """One (image, class) pair.
+
+    Attributes:
+        encoded: its image.
+        text_embedding: of the prompt, float32 [length,C].
+        token_mask: float32 [length], 1 at the class name's tokens.
+        mask: the injected mask, float32 [1,h,h] of 0 and 1.
+        probability: S on the model's square, float32 [s,s] in [0,1].
+        noise: float32 [Z,h,h].
+    """
+
+    encoded: EncodedImage
+    text_embedding: Floats
+    token_mask: Floats
+    mask: Floats
+    probability: Floats
+    noise: Floats
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What comes out for one pair. The arrays belong to the caller.
+
+    Attributes:
+        residual: S* - S on the grid, float32 [g,g].
+        indices: the most similar original position of every generated one, int64 [g*g].
+        similarities: their cosines, float32 [g*g].
+        generated: the generated image, RGB float32 [3,s,s] in [0,1].
+        denoised: its latent, float32 [Z,h,h].
+        timings: the pair's share of the batch's seconds by stage.
+    """
+
+    residual: Floats
+    indices: Ints
+    similarities: Floats
+    generated: Floats
+    denoised: Floats
+    timings: Timings = field(default_factory=Timings)
+
+
+class Chain(Protocol):
+    """The networks in order. Results depend on the batch size, never on what else is in the batch."""
+
+    dims: ModelDims
+    batch_size: int
+
+    def encode_text(self, input_ids: Ints) -> Floats:
+        """int64 [length] -> text embedding float32 [length,C]."""
+        ...
+
+    def encode_image(self, image: Floats) -> EncodedImage:
+        """RGB float32 [3,s,s] in [0,1] -> what all its classes share."""
+        ...
+
+    def refine_batch(self, pairs: Sequence[ClassMask], config: RefineConfig) -> list[Refined]:
+        """Generate, match and mix (eq. 2, 5, 8, 9) for 1 to batch_size pairs of any images."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the networks."""
+        ...
+
+
+class HostChain:
+    """The chain on numpy arrays: one Runner after another.
+
+    Class batches always have `batch_size` entries, free ones repeating the first, so that a pair's result
+    does not depend on how many others there happen to be. Texts run one by one: their embeddings are kept.
+
+    Args:
+        runners: network name -> Runner, all five. Their owner closes them, unless `open` made them.
+        dims: the model's sizes.
+        batch_size: pairs in one run.
+
+    Raises:
+        ConfigError: if the batch size is outside what the networks take.
+    """
+
+    def __init__(self, runners: Mapping[str, Runner], dims: ModelDims, batch_size: int = 1) -> None:
+        check_batch_size(batch_size, min(runners[name].spec.max_batch for name in _BATCHED))
+        self.dims = dims
+        self.batch_size = batch_size
+        self._runners = runners
+        self._owned = ExitStack()
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        manifest: Manifest,
+        *,
+        backend: str = "onnxruntime",
+        device: str = "cpu",
+        batch_size: int = 1,
+        threads: int | None = None,
+    ) -> HostChain:
+        """Open the five networks of an engine directory; `close` closes them.
+
+        Raises:
+            ConfigError: if the batch size is outside what the networks take.
+            EngineError: if a network cannot be opened.
+            MissingExtraError: if the backend is not installed.
+        """
+        check_batch_size(batch_size)
+        with ExitStack() as stack:
+            runners = {
+                name: stack.enter_context(
+                    open_runner(directory, name, backend, device, manifest=manifest, threads=threads)
+                )
+                for name in NETWORKS
+            }
+            chain = cls(runners, manifest.dims, batch_size)
+            chain._owned = stack.pop_all()
+        return chain
+
+    def close(self) -> None:
+        """Close the networks that `open` opened."""
+        self._owned.close()
+
+    def encode_text(self, input_ids: Ints) -> Floats:
+        """int64 [length] -> text embedding float32 [length,C]."""
+        embedding: Floats = self._run("text_encoder", {"input_ids": input_ids[None]}, "text_embedding")[0]
+        return embedding
+
+    def encode_image(self, image: Floats) -> EncodedImage:
+        """RGB float32 [3,s,s] in [0,1] -> latent and features.
+
+        Raises:
+            EngineError: if a network returns values that are not finite.
+        """
+        timings = Timings()
+        with timings.stage("vae_encoder"):
+            latent = self._run("vae_encoder", {"image": image[None]}, "latent")[0]
+        with timings.stage("image_encoder"):
+            features = self._run("image_encoder", {"image": image[None]}, "features")[0]
+        return EncodedImage(latent, features, timings)
+
+    def refine_batch(self, pairs: Sequence[ClassMask], config: RefineConfig) -> list[Refined]:
+        """One to `batch_size` pairs; see Chain.
+
+        Raises:
+            ValueError: for another number of pairs.
+            EngineError: if a network returns values that are not finite.
+        """
+        if not 1 <= len(pairs) <= self.batch_size:
+            raise ValueError(f"{len(pairs)} pairs in a batch of 1 to {self.batch_size}")
+        timings = Timings()
+        with timings.stage("unet"):
+            denoised = self._run("unet", self._unet_inputs(pairs, config), "denoised")
+        with timings.stage("vae_decoder"):
+            generated = self._run("vae_decoder", {"latent": denoised}, "image")
+        with timings.stage("image_encoder"):
+            features = self._run("image_encoder", {"image": generated}, "features")
+        share = timings.shared_by(len(pairs))
+        return [
+            self._match(pair, features[row], generated[row], denoised[row], config, share)
+            for row, pair in enumerate(pairs)
+        ]
+
+    def _unet_inputs(self, pairs: Sequence[ClassMask], config: RefineConfig) -> dict[str, Floats | Ints]:
+        return {
+            "latent": self._batch([pair.encoded.latent for pair in pairs]),
+            "noise": self._batch([pair.noise for pair in pairs]),
+            "timestep": np.full(self.batch_size, config.timestep, dtype=np.int64),
+            "text_embedding": self._batch([pair.text_embedding for pair in pairs]),
+            "mask": self._batch([pair.mask for pair in pairs]),
+            "token_mask": self._batch([pair.token_mask for pair in pairs]),
+            "emi_weight": np.tile(emi_weight(config), (self.batch_size, 1)),
+        }
+
+    def _batch(self, rows: Sequence[Floats]) -> Floats:
+        return np.stack([*rows, *[rows[0]] * (self.batch_size - len(rows))])
+
+    def _match(
+        self,
+        pair: ClassMask,
+        features: Floats,
+        generated: Floats,
+        denoised: Floats,
+        config: RefineConfig,
+        share: Timings,
+    ) -> Refined:
+        timings = Timings(share)
+        with timings.stage("correspondence"):
+            indices, similarities = nearest_positions(features, pair.encoded.features)
+        with timings.stage("update"):
+            residual = mix(pool_to_grid(pair.probability, self.dims.grid), indices, config.beta)
+        return Refined(residual, indices, similarities, generated, denoised, timings)
+
+    def _run(self, network: str, inputs: Mapping[str, Floats | Ints], output: str) -> Floats:
+        values: Floats = self._runners[network].run(inputs)[output]
+        if not np.isfinite(values).all():
+            raise EngineError(f"the network {network} returned values that are not finite; rebuild the engine")
+        return values
+
+
+def check_batch_size(batch_size: object, largest: int | None = None) -> None:
+    """Raises ConfigError unless the batch size is an integer from 1 to `largest`."""
+    whole = batch_size if isinstance(batch_size, int) and not isinstance(batch_size, bool) else 0
+    if whole < 1 or (largest is not None and whole > largest):
+        allowed = "an integer from 1 on" if largest is None else f"an integer from 1 to {largest}"
+        raise ConfigError(f"batch size is {batch_size!r}, allowed: {allowed}")

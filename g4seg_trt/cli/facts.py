@@ -1,0 +1,91 @@
+"""What a report says about the run itself: engine, settings, versions, seconds."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from g4seg_engine.version import VERSION
+from g4seg_trt.cli.common import say
+from g4seg_trt.cli.options import given_settings
+from g4seg_trt.config import RefineConfig, resolve_config
+from g4seg_trt.refiner import Refiner, engine_directory
+
+_PACKAGES = ("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu")
+
+
+def open_refiner(arguments: argparse.Namespace) -> tuple[Refiner, RefineConfig]:
+    """Open the engine of the command line and merge the settings.
+
+    Raises:
+        G4SegError: as `Refiner.from_engine` and `resolve_config`.
+    """
+    settings = given_settings(arguments)
+    resolve_config(settings, preset=arguments.preset)  # a wrong value is said before the engine takes its time
+    refiner = Refiner.from_engine(
+        arguments.engine,
+        backend=arguments.backend,
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+        threads=arguments.threads,
+        verify=arguments.verify,
+    )
+    config = resolve_config(settings, preset=arguments.preset, recommended=refiner.manifest.recommended)
+    return refiner, config
+
+
+def say_note(refiner: Refiner) -> None:
+    """The engine's own remark, if it has one, as one line on stderr."""
+    if refiner.manifest.note:
+        say(f"note: {refiner.manifest.note}")
+
+
+def run_facts(arguments: argparse.Namespace, refiner: Refiner, config: RefineConfig) -> dict[str, Any]:
+    """The part of the report that is the same for one image and a folder."""
+    manifest = refiner.manifest
+    manifest_file = engine_directory(arguments.engine) / "manifest.json"
+    return {
+        "version": VERSION,
+        "engine": {
+            "directory": arguments.engine,
+            "model": manifest.model.id,
+            "revision": manifest.model.revision,
+            "manifest_sha256": hashlib.sha256(manifest_file.read_bytes()).hexdigest(),
+        },
+        "backend": arguments.backend,
+        "device": arguments.device,
+        "batch_size": refiner.batch_size,
+        "threads": arguments.threads,
+        "config": config.to_mapping(),
+        "background": arguments.background,
+        "versions": _versions(),
+    }
+
+
+def seconds(timings: Mapping[str, float]) -> dict[str, float]:
+    """Timings rounded to microseconds."""
+    return {name: round(value, 6) for name, value in timings.items()}
+
+
+def percent(value: float | None) -> str:
+    """An IoU from 0 to 1 in percent; "n/a" for None."""
+    return "n/a" if value is None else f"{100 * value:.1f}"
+
+
+def stages(timings: Mapping[str, float]) -> str:
+    """Timings for people: "unet 0.12, update 0.01"."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in timings.items())
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,152 @@
+"""One image of a folder run: what it is read from, what is written for it, whether that is done already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from g4seg_trt.arrays import Bytes, Floats, Labels
+from g4seg_trt.cli.measures import ClassFigures, GroundTruth, figures, label_both, read_ground_truth
+from g4seg_trt.cli.pairing import Item, MaskSource
+from g4seg_trt.errors import InputError, MaskError
+from g4seg_trt.geometry import load_image
+from g4seg_trt.masks import (
+    probability_suffix,
+    read_index_png,
+    write_label_png,
+    write_probabilities,
+)
+from g4seg_trt.overlay import draw_overlay, write_overlay
+from g4seg_trt.refinement import Refinement
+from g4seg_trt.update import BackgroundRule, label_map
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders that a folder run writes to.
+
+    Attributes:
+        root: the output folder.
+        overlay: whether pictures are asked for.
+    """
+
+    root: Path
+    overlay: bool
+
+    def folders(self) -> list[Path]:
+        """Every folder that files are written to."""
+        return [self.root / name for name in ("probability", "label", *(["overlay"] if self.overlay else []))]
+
+    def probability(self, stem: str, classes: int) -> Path:
+        """The probabilities of one image: .png for one class, .npz for several."""
+        return self.root / "probability" / f"{stem}{probability_suffix(classes)}"
+
+    def label(self, stem: str) -> Path:
+        """The label picture of one image."""
+        return self.root / "label" / f"{stem}.png"
+
+    def picture(self, stem: str) -> Path:
+        """The overlay of one image."""
+        return self.root / "overlay" / f"{stem}.png"
+
+    def possible(self, stem: str) -> list[Path]:
+        """Every file that may be written for one image."""
+        pictures = [self.picture(stem)] if self.overlay else []
+        return [self.probability(stem, 1), self.probability(stem, 2), self.label(stem), *pictures]
+
+    def is_done(self, stem: str) -> bool:
+        """Whether all of one image's files are there; written atomically, they are whole then."""
+        one, several, *others = self.possible(stem)
+        return (one.is_file() or several.is_file()) and all(path.is_file() for path in others)
+
+
+@dataclass
+class _Loaded:
+    image: Bytes
+    masks: dict[str, Floats]
+    background: Floats | None
+    truth: GroundTruth | None
+
+
+class Job:
+    """One image on its way: `load` in the reading thread, then `finish`.
+
+    Args:
+        item: where its inputs are.
+        layout: where its outputs go.
+        rule: the background rule.
+    """
+
+    def __init__(self, item: Item, layout: Layout, rule: BackgroundRule) -> None:
+        self.item = item
+        self._layout = layout
+        self._rule = rule
+        self._loaded: _Loaded | None = None
+
+    def load(self) -> tuple[Bytes, dict[str, Floats]]:
+        """Read the image uint8 RGB [H,W,3] and its masks.
+
+        Raises:
+            InputError: if anything about this image cannot be read or is missing.
+        """
+        source = self._source()
+        image = load_image(self.item.image)
+        masks, background = source.read(background=self._rule.kind == "channel")
+        size = (image.shape[0], image.shape[1])
+        if background is not None and background.shape != size:
+            raise MaskError(f"the mask of the background is not {size[1]}x{size[0]} pixels as its image is")
+        self._loaded = _Loaded(image, masks, background, self._truth(list(masks), size))
+        return image, masks
+
+    def finish(self, refinement: Refinement) -> dict[str, ClassFigures]:
+        """Write the outputs and let go of the inputs.
+
+        Returns:
+            Figures of each class.
+
+        Raises:
+            OutputError: if a file cannot be written.
+        """
+        loaded, stem = self._loaded, self.item.stem
+        if loaded is None:
+            raise RuntimeError("finish comes after load")
+        self._loaded = None
+        before, after = label_both(loaded.masks, refinement.probabilities, self._rule, loaded.background)
+        names = list(loaded.masks)
+        write_probabilities(self._layout.probability(stem, len(names)), refinement.probabilities)
+        write_label_png(self._layout.label(stem), after, len(names))
+        if self._layout.overlay:
+            write_overlay(self._layout.picture(stem), draw_overlay(loaded.image, before, after, names))
+        return figures(names, before, after, loaded.truth)
+
+    def measure_done(self) -> dict[str, ClassFigures]:
+        """Figures of an image whose outputs are there already, from its label picture.
+
+        Raises:
+            InputError: if an input or the label picture cannot be read.
+        """
+        masks, background = self._source().read(background=self._rule.kind == "channel")
+        names = list(masks)
+        before = label_map(list(masks.values()), self._rule, background)
+        after = self._read_label(len(names))
+        if after.shape != before.shape:
+            raise MaskError(f"{self._layout.label(self.item.stem)}: of another size than the masks; delete it")
+        return figures(names, before, after, self._truth(names, (before.shape[0], before.shape[1])))
+
+    def _source(self) -> MaskSource:
+        if isinstance(self.item.masks, InputError):
+            raise self.item.masks
+        return self.item.masks
+
+    def _truth(self, names: list[str], size: tuple[int, int]) -> GroundTruth | None:
+        truth = self.item.truth
+        if isinstance(truth, InputError):
+            raise truth
+        return None if truth is None else read_ground_truth(truth, names, size)
+
+    def _read_label(self, classes: int) -> Labels:
+        path = self._layout.label(self.item.stem)
+        pixels = read_index_png(path)
+        return np.asarray(pixels > 0).astype(np.uint8) if classes == 1 else pixels

@@ -1,0 +1,151 @@
+"""Figures of one refinement: areas, changed pixels, and IoU against a ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from g4seg_trt.arrays import Array, Bools, Floats, Labels
+from g4seg_trt.cli.pairing import class_files
+from g4seg_trt.errors import MaskError
+from g4seg_trt.masks import IGNORE, NAMED_READERS, read_index_png, read_mask, read_masks
+from g4seg_trt.update import BackgroundRule, label_map
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The true regions.
+
+    Attributes:
+        regions: bool [H,W] for each class.
+        valid: bool [H,W], pixels that count.
+    """
+
+    regions: dict[str, Bools]
+    valid: Bools
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """Figures of one class; IoU from 0 to 1, None without a ground truth or where both regions are empty.
+
+    Attributes:
+        area_before: pixels with this label under the coarse masks.
+        area_after: the same under the refined ones.
+        changed_pixels: pixels that gained or lost this label.
+    """
+
+    area_before: int
+    area_after: int
+    changed_pixels: int
+    iou_before: float | None
+    iou_after: float | None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """A mapping that JSON can hold."""
+        return dict(vars(self))
+
+
+def label_both(
+    before: Mapping[str, Floats], after: Mapping[str, Floats], rule: BackgroundRule, background: Floats | None
+) -> tuple[Labels, Labels]:
+    """The label maps of the coarse and of the refined masks under the same rule, unsigned [H,W]."""
+    coarse = label_map(list(before.values()), rule, background)
+    refined = label_map([after[name] for name in before], rule, background)
+    return coarse, refined
+
+
+def figures(names: Sequence[str], before: Labels, after: Labels, truth: GroundTruth | None) -> dict[str, ClassFigures]:
+    """Figures of each class, in the order of the labels.
+
+    Args:
+        names: class names; the first has label 1.
+        before: label map of the coarse masks, unsigned [H,W].
+        after: label map of the refined masks, unsigned [H,W].
+        truth: the true regions, if there are any.
+    """
+    result = {}
+    for label, name in enumerate(names, start=1):
+        coarse, refined = before == label, after == label
+        result[name] = ClassFigures(
+            int(coarse.sum()),
+            int(refined.sum()),
+            int((coarse != refined).sum()),
+            None if truth is None else iou(coarse, truth.regions[name], truth.valid),
+            None if truth is None else iou(refined, truth.regions[name], truth.valid),
+        )
+    return result
+
+
+def iou(region: Bools, truth: Bools, valid: Bools) -> float | None:
+    """Intersection over union of two bool [H,W] among the valid pixels; None if both are empty there."""
+    union = int(((region | truth) & valid).sum())
+    return int((region & truth & valid).sum()) / union if union else None
+
+
+def mean_iou(all_figures: Sequence[ClassFigures]) -> dict[str, Any]:
+    """Means over the masks that have an IoU, None if none has: "masks", "before", "after", "made_worse"."""
+    pairs = [
+        (one.iou_before, one.iou_after)
+        for one in all_figures
+        if one.iou_before is not None and one.iou_after is not None
+    ]
+    count = len(pairs)
+    return {
+        "masks": count,
+        "before": sum(before for before, _ in pairs) / count if count else None,
+        "after": sum(after for _, after in pairs) / count if count else None,
+        "made_worse": sum(after < before for before, after in pairs),
+    }
+
+
+def read_ground_truth(path: Path, names: Sequence[str], size: tuple[int, int]) -> GroundTruth:
+    """Read the true regions of the classes.
+
+    Args:
+        path: for one class its mask, 0/255 or a probability, true from 0.5 on. For several a .npz with
+            their names, a folder of CLASS.png, or an index PNG: 0 background, the classes in order, 255 for
+            pixels that do not count.
+        names: the classes.
+        size: (height, width) of the image.
+
+    Raises:
+        MaskError: if a file cannot be read, lacks a class, or has another size than the image.
+    """
+    if path.is_dir():
+        files = class_files(path)
+        masks = {name: read_mask(files[name], name) for name in names if name in files}
+    elif len(names) == 1:
+        masks = {names[0]: read_mask(path, names[0])}
+    elif path.suffix.lower() in NAMED_READERS:
+        masks = read_masks(path)
+    else:
+        return _from_index(path, names, size)
+    for name in names:
+        if name not in masks:
+            raise MaskError(f"{path}: no ground truth of the class {name!r}")
+        _check_size(masks[name], size, path)
+    return GroundTruth({name: np.asarray(masks[name] >= 0.5) for name in names}, np.ones(size, dtype=np.bool_))
+
+
+def _from_index(path: Path, names: Sequence[str], size: tuple[int, int]) -> GroundTruth:
+    index = read_index_png(path)
+    _check_size(index, size, path)
+    unknown = np.setdiff1d(index, [*range(len(names) + 1), IGNORE])
+    if unknown.size:
+        raise MaskError(
+            f"{path}: has the value {int(unknown[0])}, a ground truth of {len(names)} classes has 0 to "
+            f"{len(names)}, and {IGNORE} for pixels that do not count"
+        )
+    regions = {name: np.asarray(index == label) for label, name in enumerate(names, start=1)}
+    return GroundTruth(regions, np.asarray(index != IGNORE))
+
+
+def _check_size(values: Array, size: tuple[int, int], path: Path) -> None:
+    if values.shape != size:
+        (height, width), given = size, f"{values.shape[1]}x{values.shape[0]}"
+        raise MaskError(f"{path}: the ground truth is {given} pixels, its image is {width}x{height}")

@@ -1,0 +1,115 @@
+"""Options that stand for settings: their declaration and their way into a RefineConfig."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from g4seg_trt.config import PRESETS
+
+BACKENDS = ("onnxruntime",)
+"""Backends that an engine can run on."""
+
+SETTINGS = ("timestep", "beta", "certainty_filter", "emi_self", "emi_cross", "seed", "soften")
+"""The fields of RefineConfig that have an option of the same name."""
+
+
+def add_setting_options(parser: argparse.ArgumentParser) -> None:
+    """Declare --preset and an option for each of SETTINGS; those not given stay out of the namespace."""
+    group = parser.add_argument_group(
+        "refine settings",
+        "Strongest first: these options, --preset, what the engine recommends, the preset tsss.",
+    )
+    add = group.add_argument
+    add(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="tsss: beta 0.8, text-supervised masks; wsss: beta 0.9, CAM-like masks",
+    )
+    absent = argparse.SUPPRESS
+    add("--timestep", type=int, default=absent, metavar="T", help="noise level of the generation, 0 to 999")
+    add(
+        "--beta",
+        type=float,
+        default=absent,
+        metavar="B",
+        help="share of the given mask in the update, 0 to 1",
+    )
+    add(
+        "--certainty-filter",
+        type=certainty_filter,
+        default=absent,
+        metavar="LOW,HIGH|off",
+        help="update only probabilities from LOW to HIGH",
+    )
+    add(
+        "--emi-self",
+        type=float,
+        default=absent,
+        metavar="A",
+        help="mask injection into self-attention, 0 is off",
+    )
+    add(
+        "--emi-cross",
+        type=float,
+        default=absent,
+        metavar="A",
+        help="mask injection into cross-attention, 0 is off",
+    )
+    add("--seed", type=int, default=absent, metavar="N", help="seed of the noise")
+    add(
+        "--soften",
+        type=soften,
+        default=absent,
+        metavar="SIGMA|auto",
+        help="blur of the mask, as a share of the longer side; auto: 0.02 if it has only 0 and 1",
+    )
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the engine and how it runs."""
+    group = parser.add_argument_group("engine")
+    add = group.add_argument
+    add("--engine", required=True, metavar="DIR|tiny", help="an engine directory, or the embedded engine tiny")
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default="onnxruntime",
+        help="what runs the networks (default: %(default)s)",
+    )
+    add("--device", default="cpu", metavar="NAME", help="where they run (default: %(default)s)")
+    add(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="masks in one run of the networks (default: %(default)s)",
+    )
+    add("--threads", type=int, default=None, metavar="N", help="CPU threads (default: all)")
+    add("--verify", action="store_true", help="check every hash of the engine, also of large files")
+
+
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that stand on the command line, by their names in RefineConfig."""
+    return {name: getattr(arguments, name) for name in SETTINGS if hasattr(arguments, name)}
+
+
+def certainty_filter(text: str) -> tuple[float, float] | None:
+    """Parse "LOW,HIGH" or "off"; argparse reports what does not fit."""
+    if text == "off":
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected two numbers such as 0.2,0.6, or off") from error
+    return low, high
+
+
+def soften(text: str) -> float | None:
+    """Parse a share of the longer side or "auto"; argparse reports what does not fit."""
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a number such as 0.02, or auto") from error

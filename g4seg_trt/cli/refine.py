@@ -1,0 +1,115 @@
+"""g4seg-refine: refine the masks of one image, or of a folder of images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from g4seg_trt.cli.common import new_parser, run
+from g4seg_trt.cli.options import add_engine_options, add_setting_options
+
+DESCRIPTION = (
+    "Refine coarse segmentation masks. One image: --image, --mask, --class-name, --output. "
+    "A folder: --images, --masks, --output."
+)
+
+_ONE_IMAGE = ("mask", "label")
+_FOLDER = ("masks", "classes")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = new_parser("g4seg-refine", DESCRIPTION)
+    add_engine_options(parser)
+    group = parser.add_argument_group("inputs")
+    add = group.add_argument
+    add("--image", metavar="FILE", help="one image")
+    add("--images", metavar="DIR", help="a folder of images")
+    add(
+        "--mask",
+        metavar="FILE|NAME=FILE",
+        action="append",
+        help="coarse mask (.png 0/255 or soft, .npy, .npz); without --class-name NAME=FILE for each class",
+    )
+    add("--masks", metavar="DIR", help="their masks: STEM.png, STEM.npy, STEM.npz or STEM/CLASS.png")
+    add("--class-name", metavar="NAME", help="what the mask shows, in words; in a folder, for every image")
+    add("--classes", metavar="FILE", help="a JSON file {stem: class name or list of class names}")
+    add(
+        "--ground-truth",
+        metavar="PATH",
+        help="true mask (a folder of them for --images): print IoU before and after",
+    )
+    group = parser.add_argument_group("outputs")
+    add = group.add_argument
+    add(
+        "--output",
+        metavar="PATH",
+        required=True,
+        help="refined probability, .png (16 bit, one class) or .npz; a folder for --images",
+    )
+    add(
+        "--label",
+        metavar="FILE",
+        help="label picture: 0/255 for one class, else 0 background, 1.. the classes",
+    )
+    add(
+        "--overlay",
+        metavar="FILE",
+        nargs="?",
+        const=True,
+        help="picture before | after; without FILE for --images, which get OUTPUT/overlay/STEM.png",
+    )
+    add("--json", metavar="FILE|-", help="report: settings, seconds by stage, areas, changed pixels, IoU")
+    add(
+        "--background",
+        metavar="RULE",
+        default="constant:0.5",
+        help="how labels are decided: constant:T, power:P, or channel (a mask of the class background) "
+        "(default: %(default)s)",
+    )
+    add_setting_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return run(build_parser(), execute, argv)
+
+
+def execute(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Check which of the two modes is meant and run it."""
+    if (arguments.image is None) == (arguments.images is None):
+        parser.error("give either --image (one image) or --images (a folder)")
+    one = arguments.image is not None
+    for name in _FOLDER if one else _ONE_IMAGE:
+        if getattr(arguments, name) is not None:
+            parser.error(f"--{name} goes with {'--images' if one else '--image'}")
+    # Imported here: numpy and Pillow would delay --help and --version.
+    if one:
+        if arguments.mask is None:
+            parser.error("--image needs --mask")
+        if arguments.overlay is True:
+            parser.error("--overlay needs a FILE with --image")
+        _check_mask_options(parser, arguments)
+        from g4seg_trt.cli.single import refine_image
+
+        return refine_image(arguments)
+    if arguments.masks is None:
+        parser.error("--images needs --masks")
+    if arguments.overlay not in (None, True):
+        parser.error("--overlay takes no FILE with --images: pictures go to OUTPUT/overlay")
+    if arguments.class_name is not None and arguments.classes is not None:
+        parser.error("give either --class-name or --classes")
+    from g4seg_trt.cli.folder import refine_folder
+
+    return refine_folder(arguments)
+
+
+def _check_mask_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.class_name is not None:
+        if len(arguments.mask) > 1:
+            parser.error("--class-name takes one --mask; for several classes give --mask NAME=FILE for each")
+        return
+    for mask in arguments.mask:
+        if "=" not in mask:
+            parser.error(f"--mask {mask}: without --class-name it is NAME=FILE")

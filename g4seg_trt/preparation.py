@@ -1,0 +1,135 @@
+"""What happens to an image and its masks before any network runs: checks, softening, resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from g4seg_engine.spec import ModelDims
+from g4seg_trt.arrays import Array, Bools, Floats
+from g4seg_trt.config import RefineConfig
+from g4seg_trt.geometry import resize_probability, to_square
+from g4seg_trt.injection import binary_masks, emi_inputs
+from g4seg_trt.inputs import check_image, check_masks
+from g4seg_trt.prompt import Prompt, PromptEncoder
+from g4seg_trt.soften import soften, softening
+from g4seg_trt.timing import Timings
+from g4seg_trt.update import in_filter
+
+
+@dataclass(frozen=True)
+class PreparedClass:
+    """One class of one image.
+
+    Attributes:
+        name: the class as the caller calls it.
+        prompt: its tokens.
+        given: the mask as given, float32 [H,W].
+        probability: S, float32 [H,W]: the given mask itself or softened.
+        softened: the share of the longer side it was softened by, 0 if it was not.
+        mask: the injected mask, float32 [1,h,h].
+        square: S on the model's square, float32 [s,s].
+        still: why no pixel can change (a warning), or "".
+    """
+
+    name: str
+    prompt: Prompt
+    given: Floats
+    probability: Floats
+    softened: float
+    mask: Floats
+    square: Floats
+    still: str
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The classes of one image, in the caller's order, with what is worth a warning.
+
+    Attributes:
+        classes: one entry for each mask.
+        warnings: one line each.
+        timings: seconds by stage.
+    """
+
+    classes: tuple[PreparedClass, ...]
+    warnings: tuple[str, ...]
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image on the model's square.
+
+    Attributes:
+        pixels: RGB float32 [3,s,s] in [0,1].
+        size: (height, width) of the image itself.
+        timings: seconds by stage.
+    """
+
+    pixels: Floats
+    size: tuple[int, int]
+    timings: Timings
+
+
+def prepare_image(image: Array, square: int) -> PreparedImage:
+    """uint8 RGB [H,W,3] -> the square. Raises ImageError for anything that is no such image."""
+    timings = Timings()
+    with timings.stage("resize"):
+        checked = check_image(image)
+        pixels = to_square(checked, square)
+    return PreparedImage(pixels, (checked.shape[0], checked.shape[1]), timings)
+
+
+def prepare_masks(
+    masks: Mapping[str, Array],
+    size: tuple[int, int],
+    prompts: PromptEncoder,
+    dims: ModelDims,
+    config: RefineConfig,
+) -> Preparation:
+    """Check the masks of one image of `size` (height, width) and bring them to the networks' form.
+
+    Raises:
+        ClassNameError: for a name that the prompt cannot hold.
+        MaskError: for a mask that is no probability map of the image's size.
+    """
+    timings = Timings()
+    with timings.stage("text"):
+        encoded = {name: prompts.encode(name) for name in masks}
+    with timings.stage("resize"):
+        checked = check_masks(masks, size)
+        binary = binary_masks(checked, config.mask_threshold)
+        classes = [_prepare(name, encoded[name], checked[name], binary[name], dims, config) for name in checked]
+    warnings = [one.still for one in classes if one.still]
+    if config.emi_self or config.emi_cross:
+        warnings += [_nothing_injected(one, config) for one in classes if not one.still and not one.mask.any()]
+    return Preparation(tuple(classes), tuple(warnings), timings)
+
+
+def _prepare(
+    name: str, prompt: Prompt, given: Floats, binary: Bools, dims: ModelDims, config: RefineConfig
+) -> PreparedClass:
+    share = softening(given, config.soften)
+    probability = soften(given, share) if share else given
+    mask, _ = emi_inputs(binary, dims.latent_size, config)
+    square = resize_probability(probability, (dims.square, dims.square))
+    return PreparedClass(name, prompt, given, probability, share, mask, square, _still(name, probability, config))
+
+
+def _still(name: str, probability: Floats, config: RefineConfig) -> str:
+    low, high = float(probability.min()), float(probability.max())
+    if low == high:
+        state = {0.0: "is empty", 1.0: "covers the whole image"}.get(low, f"is {low:g} everywhere")
+        return f"the mask of {name!r} {state}: it stays as it is"
+    if config.certainty_filter is not None and not in_filter(probability, config.certainty_filter).any():
+        bounds = "{:g} to {:g}".format(*config.certainty_filter)
+        return f"the mask of {name!r} has no pixel in the certainty filter's range {bounds}: it stays as it is"
+    return ""
+
+
+def _nothing_injected(one: PreparedClass, config: RefineConfig) -> str:
+    return (
+        f"the mask of {one.name!r} reaches {config.mask_threshold:g} at no position of the latent grid: "
+        "the generation is not guided by it"
+    )

@@ -1,0 +1,231 @@
+"""The Refiner: set an image once, refine the masks of as many classes as it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias, TypeVar
+
+from g4seg_engine.manifest import Manifest, load_engine
+from g4seg_trt.arrays import Array
+from g4seg_trt.chain import Chain, EncodedImage, HostChain
+from g4seg_trt.config import RefineConfig, resolve_config
+from g4seg_trt.errors import ConfigError, G4SegError, ImageError
+from g4seg_trt.preparation import Preparation, PreparedImage, prepare_image, prepare_masks
+from g4seg_trt.prompt import PromptEncoder
+from g4seg_trt.refinement import KEEP, Refinement, assemble, check_keep
+from g4seg_trt.run import Run, TextEmbeddings
+from g4seg_trt.stream import Stream, prefetched
+
+__all__ = ["EMBEDDED", "KEEP", "Refinement", "Refiner", "engine_directory"]
+
+Key = TypeVar("Key")
+Load: TypeAlias = Callable[[], tuple[Array, Mapping[str, Array]]]
+
+EMBEDDED: Mapping[str, Path] = {"tiny": Path(__file__).parent / "assets" / "tiny"}
+"""Engines that come with the package, by name."""
+
+
+def engine_directory(engine: str | Path) -> Path:
+    """The directory of an engine: its path, or the name of an embedded one ("./tiny" is a path)."""
+    return EMBEDDED[engine] if isinstance(engine, str) and engine in EMBEDDED else Path(engine)
+
+
+class Refiner:
+    """Refines coarse masks of images with the networks of one engine.
+
+    Use it as a context manager, or call `close`. One thread at a time.
+
+        with Refiner.from_engine("tiny") as refiner:
+            refiner.set_image(image)                       # uint8 RGB [H,W,3]
+            refined = refiner.refine({"cat": probability})  # float [H,W] in [0,1]
+            refined.probabilities["cat"]                   # float32 [H,W]
+
+    Args:
+        chain: the networks; closed with the Refiner.
+        prompts: the engine's tokenizer.
+        config: the settings unless a call brings its own.
+        manifest: what the engine says about itself.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        prompts: PromptEncoder,
+        *,
+        config: RefineConfig | None = None,
+        manifest: Manifest | None = None,
+    ) -> None:
+        self.config = config if config is not None else RefineConfig()
+        self._chain = chain
+        self._prompts = prompts
+        self._manifest = manifest
+        self._texts = TextEmbeddings(chain)
+        self._current: tuple[PreparedImage, EncodedImage] | None = None
+
+    @classmethod
+    def from_engine(
+        cls,
+        engine: str | Path,
+        *,
+        backend: str = "onnxruntime",
+        device: str = "cpu",
+        batch_size: int = 1,
+        threads: int | None = None,
+        config: RefineConfig | None = None,
+        verify: bool = False,
+    ) -> Refiner:
+        """Open an engine directory.
+
+        Args:
+            engine: path of the directory, or "tiny" for the engine that comes with the package.
+            backend: what runs the networks.
+            device: where.
+            batch_size: (image, class) pairs in one run.
+            threads: CPU threads, or None for the backend's choice.
+            config: the settings; None takes the engine's recommended ones.
+            verify: check the hash of every file, also of the large ones.
+
+        Raises:
+            EngineError: if the directory is missing, incomplete, or not what its manifest says.
+            MissingExtraError: if the backend is not installed.
+            ConfigError: if the batch size or a recommended setting is not allowed.
+        """
+        directory = engine_directory(engine)
+        manifest = load_engine(directory, verify=verify)
+        if config is None:
+            config = resolve_config(recommended=manifest.recommended)
+        record = manifest.tokenizer
+        prompts = PromptEncoder(
+            directory / record.file,
+            bos=record.bos,
+            eos=record.eos,
+            pad=record.pad,
+            length=manifest.dims.text_length,
+        )
+        chain = HostChain.open(
+            directory, manifest, backend=backend, device=device, batch_size=batch_size, threads=threads
+        )
+        return cls(chain, prompts, config=config, manifest=manifest)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The engine's manifest."""
+        if self._manifest is None:
+            raise RuntimeError("this Refiner was made without an engine directory")
+        return self._manifest
+
+    @property
+    def batch_size(self) -> int:
+        """(image, class) pairs in one run."""
+        return self._chain.batch_size
+
+    def __enter__(self) -> Refiner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._current = None
+        self._chain.close()
+
+    def set_image(self, image: Array) -> None:
+        """Encode an image; the next calls of `refine` are about it.
+
+        Args:
+            image: uint8 RGB [H,W,3], upright (g4seg_trt.load_image reads one from a file).
+
+        Raises:
+            ImageError: for anything else.
+        """
+        self._current = None
+        prepared = prepare_image(image, self._chain.dims.square)
+        encoded = self._chain.encode_image(prepared.pixels)
+        prepared.timings.add(encoded.timings)
+        self._current = prepared, encoded
+
+    def refine(
+        self,
+        masks: Mapping[str, Array],
+        *,
+        config: RefineConfig | None = None,
+        keep: Collection[str] = (),
+    ) -> Refinement:
+        """Refine masks of the current image, each by itself (all other classes are background to it).
+
+        Args:
+            masks: class name -> coarse probability [H,W] of the image's size: floating point in [0,1], bool,
+                or integers 0 and 1.
+            config: settings for this call.
+            keep: names from KEEP of what to hand out beside the probabilities.
+
+        Raises:
+            ImageError: if no image is set.
+            ClassNameError: if a name is empty, yields no token or is too long.
+            MaskError: if a mask has another size, or values that are no probabilities.
+            ConfigError: for an unknown name in `keep`.
+        """
+        if self._current is None:
+            raise ImageError("no image is set: call set_image first")
+        image, encoded = self._current
+        run = self._run(config, keep)
+        preparation = self._prepare_masks(masks, image, run.config)
+        pairs = run.pairs(encoded, preparation)
+        results = dict(zip(pairs, run.refine(list(pairs.values())), strict=True))
+        return assemble(preparation, results, run.config, image.timings)
+
+    def refine_many(
+        self,
+        items: Iterable[tuple[Key, Load]],
+        *,
+        config: RefineConfig | None = None,
+        keep: Collection[str] = (),
+        prefetch: int = 2,
+    ) -> Iterator[tuple[Key, Refinement | G4SegError]]:
+        """Refine the masks of many images; the image of `set_image` is left alone.
+
+        Loading, checks and resizing run ahead in a thread; pairs of several images share batches. Results are
+        the same as one by one.
+
+        Args:
+            items: a key of any kind, and a function that returns the image (uint8 RGB [H,W,3]) and its masks
+                (see `refine`). It runs in the thread, so it should not touch what the caller touches.
+            config: settings for this call.
+            keep: as in `refine`.
+            prefetch: images to load ahead, 1 or more.
+
+        Yields:
+            Each key, in order, with its refinement, or with the user's error that loading or checking it
+            raised; the others go on. Few images are held at a time.
+
+        Raises:
+            ConfigError: for an unknown name in `keep` or a prefetch below 1.
+            EngineError: if a network fails; it ends the stream.
+        """
+        if prefetch < 1:
+            raise ConfigError(f"prefetch is {prefetch}, allowed: 1 or more")
+        run = self._run(config, keep)
+
+        def prepare(loaded: tuple[Array, Mapping[str, Array]]) -> tuple[PreparedImage, Preparation]:
+            pixels, masks = loaded
+            image = prepare_image(pixels, self._chain.dims.square)
+            return image, self._prepare_masks(masks, image, run.config)
+
+        def results() -> Iterator[tuple[Key, Refinement | G4SegError]]:
+            stream: Stream[Key] = Stream(self._chain, run)
+            with closing(prefetched(items, prepare, prefetch)) as prepared:
+                yield from stream.refine(prepared)
+
+        return results()
+
+    def _run(self, config: RefineConfig | None, keep: Collection[str]) -> Run:
+        return Run(self._chain, self._texts, config or self.config, check_keep(keep))
+
+    def _prepare_masks(self, masks: Mapping[str, Array], image: PreparedImage, config: RefineConfig) -> Preparation:
+        return prepare_masks(masks, image.size, self._prompts, self._chain.dims, config)

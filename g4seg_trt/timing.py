@@ -1,0 +1,44 @@
+"""Seconds spent in each stage of a refinement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import perf_counter
+
+STAGES: tuple[str, ...] = (
+    "resize",
+    "text",
+    "vae_encoder",
+    "unet",
+    "vae_decoder",
+    "image_encoder",
+    "correspondence",
+    "update",
+)
+
+
+class Timings(dict[str, float]):
+    """Stage -> seconds; stages that did not run are absent."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes to the stage `name`."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self[name] = self.get(name, 0.0) + perf_counter() - start
+
+    def add(self, other: Mapping[str, float]) -> None:
+        """Add the seconds of `other`, stage by stage."""
+        for name, seconds in other.items():
+            self[name] = self.get(name, 0.0) + seconds
+
+    def shared_by(self, count: int) -> Timings:
+        """The share of one among `count` that were done together."""
+        return Timings({name: seconds / count for name, seconds in self.items()})
+
+    def ordered(self) -> dict[str, float]:
+        """A plain dict in the order of STAGES."""
+        return {name: self[name] for name in STAGES if name in self}

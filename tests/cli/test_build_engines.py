@@ -1,0 +1,130 @@
+"""g4seg-build-engines: what it asks of the export, what it reports, and its errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from g4seg_engine.manifest import load_engine
+from g4seg_trt.cli.build_engines import main
+from g4seg_trt.errors import G4SegError
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Done
+
+Run = Callable[..., "Done"]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, toy_engine: Path) -> list[dict[str, Any]]:
+    """Stand in for the export; what it was asked for."""
+    made: list[dict[str, Any]] = []
+
+    def export_engine(model: str, output: Path, **options: Any) -> Any:
+        made.append({"model": model, "output": output, **options})
+        if model == "bad":
+            raise G4SegError("no such model\nat all")
+        return load_engine(toy_engine)
+
+    module = types.ModuleType("g4seg_export.engine")
+    module.export_engine = export_engine  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "g4seg_export.engine", module)
+    return made
+
+
+def test_options_reach_the_export(
+    calls: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(
+        [
+            *("--model", "random:sd21", "--output", str(tmp_path / "out"), "--form", "dense"),
+            *("--image-encoder", "some/clip", "--dense-mode", "csa", "--revision", "abc", "--overwrite"),
+        ]
+    )
+    assert code == 0
+    assert calls == [
+        {
+            "model": "random:sd21",
+            "output": tmp_path / "out",
+            "form": "dense",
+            "image_encoder": "some/clip",
+            "dense_mode": "csa",
+            "revision": "abc",
+            "overwrite": True,
+        }
+    ]
+    out = capsys.readouterr().out
+    assert "unet: 0.0 MB" in out
+    assert f"engine: {tmp_path / 'out'}" in out
+
+
+def test_defaults_leave_the_choice_to_the_source(calls: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert main(["--model", "tiny", "--output", str(tmp_path / "out")]) == 0
+    assert calls[0]["form"] == "folded"
+    assert calls[0]["image_encoder"] is calls[0]["dense_mode"] is calls[0]["revision"] is None
+    assert calls[0]["overwrite"] is False
+
+
+@pytest.mark.usefixtures("calls")
+def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "tiny", "--output", str(tmp_path / "out"), "--json", "-"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["model"]["id"] == "toy"
+    assert report["networks"]["unet"]["bytes"] > 0
+    assert report["networks"]["unet"]["parity"]["max_abs"] == 0
+    assert main(["--model", "tiny", "--output", "out", "--json", str(tmp_path / "r.json")]) == 0
+    assert json.loads((tmp_path / "r.json").read_text("utf-8"))["engine"] == "out"
+
+
+@pytest.mark.parametrize(
+    ("model", "output", "words"),
+    [
+        ("bad", "out", "no such model at all"),
+        ("tiny", "none/out", "none does not exist"),
+        ("tiny", "file", "expected a folder"),
+    ],
+)
+def test_errors_are_one_line(
+    calls: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    output: str,
+    words: str,
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--model", model, "--output", str(tmp_path / output)]) == 1
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+    assert len(calls) == (model == "bad"), "the place is checked before the work"
+
+
+@pytest.mark.parametrize("option", [("--backend", "abacus"), ("--precision", "fp7"), ("--form", "round")])
+def test_unknown_choices_are_wrong_usage(option: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--model", "tiny", "--output", "out", *option])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("package", ["torch", "diffusers", "onnxscript"])
+def test_a_missing_extra_is_one_line_with_the_remedy(tmp_path: Path, package: str) -> None:
+    blocked = (
+        f"import sys; sys.modules['{package}'] = None; from g4seg_trt.cli.build_engines import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, "--model", "tiny", "--output", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    expected = f"g4seg-build-engines: error: {package} is not installed: pip install 'g4seg-trt[export]'\n"
+    assert done.stderr == expected

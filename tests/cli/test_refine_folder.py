@@ -1,0 +1,276 @@
+"""g4seg-refine on a folder: layouts, resuming, bad files, means."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from g4seg_trt.masks import read_index_png, read_mask, read_masks
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Command, Folder, Scene
+
+    Files = Callable[[Path], dict[str, bytes]]
+
+
+def count_of(folder: Path) -> int:
+    return sum(1 for path in folder.iterdir() if path.suffix == ".png")
+
+
+def test_a_folder_gives_what_single_runs_give(
+    refine: Command, refine_here: Command, toy_engine: Path, folder: Folder, tmp_path: Path
+) -> None:
+    options = ("--batch-size", 3)
+    done = refine(
+        *folder.arguments(toy_engine, "--classes", folder.root / "classes.json", "--overlay", *options),
+        *("--ground-truth", folder.truth, "--json", folder.root / "report.json"),
+    )
+    assert done.code == 0, done.err
+    report = json.loads((folder.root / "report.json").read_text("utf-8"))
+    assert (report["count"], report["refined"], report["skipped"]) == (4, 4, 0)
+    ious = []
+    for stem in folder.stems:
+        single = refine_here(
+            *("--engine", toy_engine, "--image", folder.images / f"{stem}.png", "--class-name", "disc"),
+            *("--mask", folder.masks / f"{stem}.png", "--output", tmp_path / "p.png", *options),
+            *("--label", tmp_path / "l.png", "--overlay", tmp_path / "o.png", "--json", "-"),
+            *("--ground-truth", folder.truth / f"{stem}.png"),
+        )
+        for part, name in (("probability", "p"), ("label", "l"), ("overlay", "o")):
+            together = (folder.output / part / f"{stem}.png").read_bytes()
+            assert together == (tmp_path / f"{name}.png").read_bytes(), (part, stem)
+        alone = json.loads(single.out)["classes"]
+        assert report["images"][stem]["classes"] == alone
+        ious.append(alone["disc"]["iou_after"])
+    assert report["iou"]["masks"] == 4
+    assert report["iou"]["after"] == pytest.approx(np.mean(ious))
+    assert f"{100 * np.mean(ious):.1f} after" in done.out
+    assert "4 images: 4 refined, 0 skipped (done before), 0 failed" in done.out
+    assert done.err.count("note: made for tests") == 1
+    assert "4/4" in done.err, "the progress bar"
+
+
+def test_every_layout_of_masks(refine_here: Command, toy_engine: Path, folder: Folder) -> None:
+    a, b, d, u = folder.stems
+    single = read_mask(folder.masks / f"{b}.png", "disc")
+    (folder.masks / f"{b}.png").unlink()
+    np.savez(folder.masks / f"{b}.npz", disc=single, star=single[::-1])
+    both = read_mask(folder.masks / f"{d}.png", "disc")
+    (folder.masks / d).mkdir()
+    (folder.masks / f"{d}.png").rename(folder.masks / d / "disc.png")
+    np.save(folder.masks / d / "traffic light.npy", both[:, ::-1])
+    np.save(folder.masks / f"{u}.npy", read_mask(folder.masks / f"{u}.png", "disc"))
+    (folder.masks / f"{u}.png").unlink()
+    classes = {a: "disc", b: ["star", "disc"], d: ["disc", "traffic light"], u: "disc"}
+    (folder.root / "classes.json").write_text(json.dumps(classes), "utf-8")
+    done = refine_here(*folder.arguments(toy_engine, "--classes", folder.root / "classes.json"))
+    assert done.code == 0, done.err
+    names = sorted(path.name for path in (folder.output / "probability").iterdir())
+    assert names == sorted([f"{a}.png", f"{b}.npz", f"{d}.npz", f"{u}.png"])
+    assert list(read_masks(folder.output / "probability" / f"{b}.npz")) == ["star", "disc"]
+    label = read_index_png(folder.output / "label" / f"{b}.png")
+    assert set(np.unique(label)) == {0, 1, 2}
+
+    shutil.rmtree(folder.output)
+    (folder.masks / f"{a}.png").unlink()
+    (folder.masks / f"{u}.npy").unlink()
+    (folder.images / f"{a}.png").unlink()
+    (folder.images / f"{u}.png").unlink()
+    done = refine_here(*folder.arguments(toy_engine))
+    assert done.code == 0, "archives and folders bring their own names"
+    assert list(read_masks(folder.output / "probability" / f"{d}.npz")) == ["disc", "traffic light"]
+
+    shutil.rmtree(folder.output)
+    done = refine_here(*folder.arguments(toy_engine, "--class-name", "disc"))
+    assert done.code == 0
+    assert {path.suffix for path in (folder.output / "probability").iterdir()} == {".png"}
+
+
+def test_the_background_channel_is_found_beside_the_classes(
+    refine_here: Command, toy_engine: Path, folder: Folder
+) -> None:
+    for stem in folder.stems:
+        mask = read_mask(folder.masks / f"{stem}.png", "disc")
+        (folder.masks / f"{stem}.png").unlink()
+        np.savez(folder.masks / f"{stem}.npz", disc=mask, background=np.full_like(mask, 0.7))
+    options = ("--background", "channel", "--class-name", "disc")
+    done = refine_here(*folder.arguments(toy_engine, *options))
+    assert done.code == 0, done.err
+    for stem in folder.stems:
+        refined = read_mask(folder.output / "probability" / f"{stem}.png", "disc")
+        label = read_index_png(folder.output / "label" / f"{stem}.png")
+        assert ((label > 0) == (refined >= 0.7)).mean() > 0.999  # 16 bits may fall on the other side
+
+
+def test_a_second_run_does_only_what_is_missing(
+    refine_here: Command, toy_engine: Path, folder: Folder, files_of: Files
+) -> None:
+    arguments = folder.arguments(toy_engine, "--class-name", "disc", "--ground-truth", folder.truth)
+    first = refine_here(*arguments, "--json", "-")
+    whole = files_of(folder.output)
+    (folder.output / "label" / "a.png").unlink()
+    kept = folder.output / "probability" / "b c.png"
+    stamp = kept.stat().st_mtime_ns
+    second = refine_here(*arguments)
+    assert "1 refined, 3 skipped (done before)" in second.out
+    assert files_of(folder.output) == whole
+    assert kept.stat().st_mtime_ns == stamp
+    third = refine_here(*arguments, "--json", "-")
+    assert third.code == 0
+    assert json.loads(third.out)["skipped"] == 4
+    assert json.loads(third.out)["iou"] == json.loads(first.out)["iou"], "what is done counts in the means"
+    with_pictures = refine_here(*arguments, "--overlay")
+    assert "4 refined" in with_pictures.out, "an output that is asked for is missing"
+
+
+def test_bad_files_are_listed_at_the_end_and_the_rest_is_done(
+    refine: Command, toy_engine: Path, folder: Folder
+) -> None:
+    good = {f"{stem}.png" for stem in folder.stems}
+    images, masks = folder.images, folder.masks
+    (images / "broken.jpg").write_bytes((images / "a.png").read_bytes()[:200])
+    shutil.copy(masks / "a.png", masks / "broken.png")
+    shutil.copy(images / "a.png", images / "no-mask.png")
+    for name in ("twice.png", "twice.jpg", "small-mask.png", "nan.png", "two-masks.png", "text.png"):
+        shutil.copy(images / "a.png", images / name)
+    shutil.copy(masks / "a.png", masks / "twice.png")
+    Image.new("L", (9, 9)).save(masks / "small-mask.png")
+    np.save(masks / "nan.npy", np.full((40, 50), np.nan))
+    shutil.copy(masks / "a.png", masks / "two-masks.png")
+    np.save(masks / "two-masks.npy", np.zeros((40, 50)))
+    (masks / "text.png").write_text("no picture")
+    (images / "notes.txt").write_text("ignored")
+    (images / ".hidden.png").write_text("ignored")
+    done = refine(*folder.arguments(toy_engine, "--class-name", "disc", "--json", folder.root / "r.json"))
+    assert done.code == 3
+    assert {path.name for path in (folder.output / "probability").iterdir()} == good
+    assert {path.name for path in (folder.output / "label").iterdir()} == good
+    failures = json.loads((folder.root / "r.json").read_text("utf-8"))["failures"]
+    expected = {
+        "broken": "broken.jpg",
+        "no-mask": "no mask",
+        "twice": "several images",
+        "small-mask": "9x9",
+        "nan": "NaN",
+        "two-masks": "several files",
+        "text": "text.png",
+    }
+    assert set(failures) == set(expected)
+    for stem, words in expected.items():
+        assert words in failures[stem]
+        assert len([line for line in done.lines if line.startswith(f"failed: {stem}: ")]) == 1
+    assert "11 images: 4 refined, 0 skipped (done before), 7 failed" in done.out
+    assert "Traceback" not in done.err
+
+
+def test_names_that_do_not_fit(refine_here: Command, toy_engine: Path, folder: Folder) -> None:
+    a, b, d, u = folder.stems
+    classes = {a: ["disc", "star"], b: "disc", d: "x" * 60}
+    (folder.root / "classes.json").write_text(json.dumps(classes), "utf-8")
+    done = refine_here(*folder.arguments(toy_engine, "--classes", folder.root / "classes.json"))
+    assert done.code == 3
+    failed = {line.split(": ")[1]: line for line in done.lines if line.startswith("failed: ")}
+    assert set(failed) == {a, d, u}
+    assert "holds one class, not 2" in failed[a]
+    assert "tokens" in failed[d]
+    assert "--classes" in failed[u]
+    done = refine_here(*folder.arguments(toy_engine))
+    assert done.code == 3
+    assert "give --class-name or --classes" in done.err
+
+
+@pytest.mark.parametrize("layout", ["index", "folder", "npz"])
+def test_ground_truth_of_several_classes(refine_here: Command, toy_engine: Path, folder: Folder, layout: str) -> None:
+    for stem in folder.stems:
+        mask = read_mask(folder.masks / f"{stem}.png", "disc")
+        truth = read_mask(folder.truth / f"{stem}.png", "disc") > 0
+        (folder.masks / f"{stem}.png").unlink()
+        (folder.truth / f"{stem}.png").unlink()
+        np.savez(folder.masks / f"{stem}.npz", disc=mask, star=mask * 0)
+        corner = np.zeros_like(truth)
+        corner[:3, :3] = True
+        if layout == "index":
+            Image.fromarray(truth + 2 * corner.astype(np.uint8)).save(folder.truth / f"{stem}.png")
+        elif layout == "npz":
+            np.savez(folder.truth / f"{stem}.npz", disc=truth, star=corner)
+        else:
+            (folder.truth / stem).mkdir()
+            Image.fromarray(truth).save(folder.truth / stem / "disc.png")
+            np.save(folder.truth / stem / "star.npy", corner)
+    done = refine_here(*folder.arguments(toy_engine, "--ground-truth", folder.truth, "--json", "-"))
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report["iou"]["masks"] == 8
+    assert all(image["classes"]["star"]["iou_after"] == 0 for image in report["images"].values())
+    assert all(image["classes"]["disc"]["iou_before"] > 0.3 for image in report["images"].values())
+
+
+def test_a_missing_ground_truth_fails_its_image_only(refine_here: Command, toy_engine: Path, folder: Folder) -> None:
+    (folder.truth / "a.png").unlink()
+    Image.new("L", (3, 3)).save(folder.truth / "b c.png")
+    done = refine_here(*folder.arguments(toy_engine, "--class-name", "disc", "--ground-truth", folder.truth))
+    assert done.code == 3
+    assert "failed: a: no ground truth" in done.err
+    assert "the ground truth is 3x3 pixels, its image is 50x41" in done.err
+    assert "mean IoU of 2 masks" in done.out
+
+
+def test_inputs_are_never_overwritten(refine_here: Command, toy_engine: Path, folder: Folder, files_of: Files) -> None:
+    (folder.root / "probability").mkdir()
+    for stem in folder.stems:
+        shutil.copy(folder.masks / f"{stem}.png", folder.root / "probability")
+    before = files_of(folder.root)
+    done = refine_here(
+        *("--engine", toy_engine, "--images", folder.images, "--masks", folder.root / "probability"),
+        *("--class-name", "disc", "--output", folder.root),
+    )
+    assert done.code == 1
+    assert "it is the input" in done.err
+    assert files_of(folder.root) == before
+
+
+def test_an_interrupt_ends_cleanly_and_the_next_run_goes_on(
+    refine_here: Command, toy_engine: Path, folder: Folder, scene: Scene
+) -> None:
+    count = 120
+    for number in range(count):
+        shutil.copy(scene.image, folder.images / f"more{number}.png")
+        shutil.copy(scene.mask, folder.masks / f"more{number}.png")
+    arguments = folder.arguments(toy_engine, "--class-name", "disc", "--overlay")
+    program = "import sys; from g4seg_trt.cli.refine import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+    label = folder.output / "label"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if label.is_dir() and count_of(label) > 3:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.rstrip().endswith("g4seg-refine: interrupted")
+    assert "Traceback" not in err
+    assert not list(folder.output.rglob("*.part"))
+    done_first = count_of(label)
+    assert 3 < done_first < count
+    done = refine_here(*arguments)
+    assert done.code == 0
+    assert f"{done_first} skipped" in done.out or f"{done_first - 1} skipped" in done.out
+    assert count_of(folder.output / "overlay") == count + len(folder.stems)

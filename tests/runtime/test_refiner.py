@@ -1,0 +1,267 @@
+"""The Refiner on numpy networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from g4seg_engine.errors import EngineNotFoundError
+from g4seg_trt.config import RefineConfig
+from g4seg_trt.errors import ClassNameError, ConfigError, ImageError, MaskError
+from g4seg_trt.geometry import pool_to_grid, resize_probability, upsample_residual
+from g4seg_trt.refinement import KEEP
+from g4seg_trt.refiner import EMBEDDED, Refiner, engine_directory
+from g4seg_trt.soften import soften
+from g4seg_trt.timing import STAGES
+
+Make = Callable[..., Refiner]
+Scene = Callable[..., tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
+
+
+def test_a_refinement_from_end_to_end(make_refiner: Make, make_scene: Scene) -> None:
+    image, mask = make_scene(45, 61)
+    refiner = make_refiner(beta=0.3)
+    refiner.set_image(image)
+    refined = refiner.refine({"disc": mask}, keep=KEEP)
+    assert list(refined.probabilities) == ["disc"]
+    probability = refined.probabilities["disc"]
+    # The update from its parts.
+    pooled = pool_to_grid(resize_probability(mask, (32, 32)), 8).reshape(-1)
+    residual = np.float32(0.7) * (pooled[refined.indices["disc"]] - pooled)
+    lifted = np.clip(mask + upsample_residual(residual.reshape(8, 8).astype(np.float32), mask.shape), 0, 1)
+    inside = (mask >= np.float32(0.2)) & (mask <= np.float32(0.6))
+    assert np.abs(probability - lifted)[inside].max() < 1e-6
+    assert np.array_equal(probability[~inside], mask[~inside])
+    assert np.abs(probability - mask).max() > 0.01
+    # What was kept.
+    assert refined.generated["disc"].shape == (32, 32, 3)
+    assert refined.generated["disc"].dtype == np.uint8
+    assert refined.denoised["disc"].shape == (3, 8, 8)
+    assert refined.indices["disc"].shape == refined.similarities["disc"].shape == (64,)
+    assert refined.softened == {"disc": 0.0}
+    assert refined.warnings == []
+    assert list(refined.timings) == list(STAGES)
+    assert all(seconds >= 0 for seconds in refined.timings.values())
+
+
+def test_nothing_is_kept_unless_asked_for(make_refiner: Make, make_scene: Scene) -> None:
+    image, mask = make_scene(20, 20)
+    refiner = make_refiner()
+    refiner.set_image(image)
+    refined = refiner.refine({"disc": mask})
+    assert not refined.generated
+    assert not refined.denoised
+    assert not refined.indices
+    assert not refined.similarities
+    with pytest.raises(ConfigError, match=r"'images'.*generated, denoised, indices, similarities"):
+        refiner.refine({"disc": mask}, keep=["images"])
+    assert refiner.refine({"disc": mask}, keep="indices").indices
+
+
+def test_the_injection_depends_on_mask_class_and_strength(make_refiner: Make, make_scene: Scene) -> None:
+    image, mask = make_scene(32, 32)
+    refiner = make_refiner()
+    refiner.set_image(image)
+
+    def denoised(name: str, mask: Any, **settings: Any) -> Any:
+        config = RefineConfig(**settings)
+        return refiner.refine({name: mask}, keep=["denoised"], config=config).denoised[name]
+
+    plain = denoised("disc", mask)
+    assert np.array_equal(plain, denoised("disc", mask))
+    assert not np.array_equal(plain, denoised("cat", mask))
+    assert not np.array_equal(plain, denoised("disc", mask.T[::-1].copy()))
+    assert not np.array_equal(plain, denoised("disc", mask, emi_cross=0.5))
+    assert not np.array_equal(plain, denoised("disc", mask, timestep=401))
+    assert not np.array_equal(plain, denoised("disc", mask, seed=1))
+
+
+def test_classes_are_refined_by_themselves(make_refiner: Make, make_scene: Scene) -> None:
+    image, mask = make_scene(40, 40)
+    other = np.where(mask > 0.9, 0.0, mask[:, ::-1] * 0.9).astype(np.float32)
+    for batch_size in (1, 2, 3):
+        refiner = make_refiner(batch_size=batch_size, beta=0.1, mask_threshold=0.95)
+        refiner.set_image(image)
+        both = refiner.refine({"disc": mask, "cat": other}).probabilities
+        assert np.array_equal(both["disc"], refiner.refine({"disc": mask}).probabilities["disc"])
+        assert np.array_equal(both["cat"], refiner.refine({"cat": other}).probabilities["cat"])
+
+
+def test_where_classes_overlap_only_the_larger_is_injected(make_refiner: Make, make_scene: Scene, runners: Any) -> None:
+    image, mask = make_scene(32, 32)
+    refiner = make_refiner(batch_size=2)
+    refiner.set_image(image)
+    refiner.refine({"disc": mask, "cat": mask * np.float32(0.9)})
+    first, second = runners["unet"].calls[-1]["mask"]
+    assert first.any()
+    assert not second.any()
+
+
+def test_hard_masks_are_softened_and_said_so(make_refiner: Make, make_scene: Scene, runners: Any) -> None:
+    image, soft = make_scene(60, 80, shift=0.3)
+    hard = soft >= 0.5
+    refiner = make_refiner(beta=0.2)
+    refiner.set_image(image)
+    refined = refiner.refine({"disc": hard})
+    assert refined.softened == {"disc": 0.02}
+    probability = refined.probabilities["disc"]
+    assert not np.array_equal(probability, hard.astype(np.float32))
+    softened = soften(hard.astype(np.float32), 0.02)
+    outside = (softened < np.float32(0.2)) | (softened > np.float32(0.6))
+    assert np.array_equal(probability[outside], hard[outside].astype(np.float32))
+    # The injected mask is the mask as given.
+    given = runners["unet"].calls[-1]["mask"][0, 0]
+    assert np.array_equal(given, hard[(2 * np.arange(8) + 1) * 60 // 16][:, (2 * np.arange(8) + 1) * 80 // 16])
+    unsoftened = refiner.refine({"disc": hard}, config=RefineConfig(soften=0.0))
+    assert np.array_equal(unsoftened.probabilities["disc"], hard.astype(np.float32))
+    assert "range 0.2 to 0.6" in unsoftened.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(0.0, "is empty"), (1.0, "covers the whole image"), (0.4, "is 0.4 everywhere")]
+)
+def test_masks_without_a_contour_stay_with_a_warning(
+    value: float, message: str, make_refiner: Make, make_scene: Scene, runners: Any
+) -> None:
+    image, mask = make_scene(20, 30)
+    constant = np.full((20, 30), value, dtype=np.float32)
+    refiner = make_refiner(certainty_filter=None)
+    refiner.set_image(image)
+    refined = refiner.refine({"disc": constant})
+    assert np.array_equal(refined.probabilities["disc"], constant)
+    assert len(refined.warnings) == 1
+    assert f"'disc' {message}" in refined.warnings[0]
+    assert not runners["unet"].calls
+    # Beside another class, and when the generated image is asked for.
+    both = refiner.refine({"disc": constant, "cat": mask}, keep=["generated"])
+    assert np.array_equal(both.probabilities["disc"], constant)
+    assert not np.array_equal(both.probabilities["cat"], mask)
+    assert set(both.generated) == {"disc", "cat"}
+
+
+def test_a_mask_too_faint_to_be_injected(make_refiner: Make, make_scene: Scene) -> None:
+    image, mask = make_scene(40, 40)
+    faint = mask * np.float32(0.45)
+    refiner = make_refiner(beta=0.1)
+    refiner.set_image(image)
+    refined = refiner.refine({"disc": faint})
+    assert not np.array_equal(refined.probabilities["disc"], faint)
+    assert ["reaches 0.5 at no position" in warning for warning in refined.warnings] == [True]
+    off = refiner.refine({"disc": faint}, config=RefineConfig(emi_self=0.0, emi_cross=0.0))
+    assert off.warnings == []
+
+
+def test_beta_of_one_is_the_identity(make_refiner: Make, make_scene: Scene) -> None:
+    image, mask = make_scene(33, 47)
+    for settings in ({}, {"certainty_filter": None}):
+        refiner = make_refiner(beta=1.0, **settings)
+        refiner.set_image(image)
+        assert np.array_equal(refiner.refine({"disc": mask}).probabilities["disc"], mask)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (30, 5000), (5000, 30), (2, 3)])
+def test_extreme_sizes(size: tuple[int, int], make_refiner: Make, make_scene: Scene) -> None:
+    image, _ = make_scene(*size)
+    mask = np.random.default_rng(0).random(size, dtype=np.float32)
+    refiner = make_refiner(certainty_filter=None)
+    refiner.set_image(image)
+    for given in (mask, mask > 0.5):
+        probability = refiner.refine({"disc": given}).probabilities["disc"]
+        assert probability.shape == size
+        assert 0 <= probability.min() <= probability.max() <= 1
+
+
+def test_the_image_is_encoded_once_and_texts_are_kept(make_refiner: Make, make_scene: Scene, runners: Any) -> None:
+    image, mask = make_scene(20, 20)
+    refiner = make_refiner()
+    refiner.set_image(image)
+    for _ in range(3):
+        refiner.refine({"disc": mask, "a  cat": mask.T.copy()})
+    refiner.refine({"a cat": mask})
+    assert len(runners["vae_encoder"].calls) == 1
+    assert len(runners["text_encoder"].calls) == 2
+    refiner.set_image(image)
+    assert len(runners["vae_encoder"].calls) == 2
+
+
+def test_label_maps_of_a_refinement(make_refiner: Make, make_scene: Scene) -> None:
+    image, mask = make_scene(24, 24)
+    refiner = make_refiner()
+    refiner.set_image(image)
+    refined = refiner.refine({"disc": mask, "cat": mask[::-1, ::-1] * np.float32(0.8)})
+    stack = np.stack(list(refined.probabilities.values()))
+    expected = np.where(stack.max(axis=0) >= 0.5, stack.argmax(axis=0) + 1, 0)
+    assert np.array_equal(refined.label_map(), expected)
+    assert set(np.unique(refined.label_map("constant:0.3"))) == {0, 1, 2}
+
+
+def test_masks_in_other_types_give_the_same(make_refiner: Make, make_scene: Scene) -> None:
+    image, mask = make_scene(24, 24)
+    refiner = make_refiner(beta=0.2)
+    refiner.set_image(image)
+    hard = mask >= 0.5
+    results = [refiner.refine({"disc": hard.astype(dtype)}).probabilities["disc"] for dtype in (bool, np.uint8, float)]
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+    fortran = refiner.refine({"disc": np.asfortranarray(mask)}).probabilities["disc"]
+    assert np.array_equal(fortran, refiner.refine({"disc": mask}).probabilities["disc"])
+
+
+def test_the_caller_s_arrays_are_not_changed(make_refiner: Make, make_scene: Scene) -> None:
+    image, mask = make_scene(24, 24)
+    before = image.copy(), mask.copy()
+    refiner = make_refiner(beta=0.0, certainty_filter=None)
+    refiner.set_image(image)
+    refined = refiner.refine({"disc": mask})
+    empty = refiner.refine({"disc": np.zeros_like(mask)})
+    refined.probabilities["disc"][:] = 0.5
+    empty.probabilities["disc"][:] = 0.5
+    assert np.array_equal(image, before[0])
+    assert np.array_equal(mask, before[1])
+
+
+def test_bad_input_is_named_before_networks_run(make_refiner: Make, make_scene: Scene, runners: Any) -> None:
+    image, mask = make_scene(20, 30)
+    refiner = make_refiner()
+    with pytest.raises(ImageError, match="call set_image first"):
+        refiner.refine({"disc": mask})
+    refiner.set_image(image)
+    for runner in runners.values():
+        runner.calls.clear()
+    with pytest.raises(MaskError, match="20x30 pixels, its image is 30x20"):
+        refiner.refine({"disc": mask, "cat": mask.T})
+    with pytest.raises(MaskError, match="no mask"):
+        refiner.refine({})
+    with pytest.raises(ClassNameError, match="empty"):
+        refiner.refine({"disc": mask, " ": mask})
+    with pytest.raises(ClassNameError, match="tokens"):
+        refiner.refine({"zzzz " * 30: mask})
+    assert not any(runner.calls for runner in runners.values())
+
+
+def test_a_refused_image_does_not_leave_the_last_one(make_refiner: Make, make_scene: Scene) -> None:
+    image, mask = make_scene(20, 30)
+    refiner = make_refiner()
+    refiner.set_image(image)
+    with pytest.raises(ImageError):
+        refiner.set_image(image.astype(np.float32))
+    with pytest.raises(ImageError, match="set_image"):
+        refiner.refine({"disc": mask})
+
+
+def test_engine_directories_by_name_and_path(tmp_path: Path) -> None:
+    assert engine_directory("tiny") == EMBEDDED["tiny"]
+    assert engine_directory("./tiny") == Path("tiny")
+    assert engine_directory(Path("tiny")) == Path("tiny")
+    with pytest.raises(EngineNotFoundError, match="nothing-here"):
+        Refiner.from_engine(tmp_path / "nothing-here")
+
+
+def test_a_refiner_without_a_directory_has_no_manifest(make_refiner: Make) -> None:
+    with make_refiner() as refiner, pytest.raises(RuntimeError, match="without an engine"):
+        _ = refiner.manifest
