@@ -1,0 +1,195 @@
+"""A model to an engine directory: export five networks in turn, check each, write the manifest last.
+
+Importing this module loads neither torch nor diffusers; `export_engine` does.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from g4seg_engine.build import network_record, record_file, staged_engine
+from g4seg_engine.manifest import (
+    ImageEncoderRecord,
+    InjectionRecord,
+    Manifest,
+    ModelRecord,
+    NetworkRecord,
+    TokenizerRecord,
+    write_manifest,
+)
+from g4seg_engine.spec import NETWORKS, NetworkSpec, network_specs
+from g4seg_export.requirements import require_export_packages
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from g4seg_export.sources import Source
+
+TOKENIZER_FILE = "tokenizer.json"
+
+# Above this square a second pass through the two big networks costs a minute and shows nothing new: that
+# their graphs take other batches is seen on small models, which have the same graphs.
+_SMALL_SQUARE = 256
+
+
+def export_engine(
+    model: str,
+    output: Path,
+    *,
+    form: str = "folded",
+    image_encoder: str | None = None,
+    dense_mode: str | None = None,
+    revision: str | None = None,
+    half_weights: bool | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Manifest:
+    """Export a model and write a complete engine directory, or nothing.
+
+    One network is in memory at a time.
+
+    Args:
+        model: hub id, diffusers folder, "tiny" or "random:NAME" (see `sources.load_source`).
+        output: the engine directory to make.
+        form: of mask injection in the graph, "folded" or "dense".
+        image_encoder: hub id or folder of a CLIP vision model; None for the model's own, else CLIP ViT-B/16.
+        dense_mode: "last", "maskclip" or "csa"; None for the model's own choice.
+        revision: of a hub model.
+        half_weights: store weights as float16, computing in float32; None: as the source does, per network.
+        overwrite: replace an engine that is already there, once the new one is complete.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        MissingExtraError: if a package of the export extra is not installed.
+        SourceError: if the model cannot be found, loaded or used.
+        ExportError: for an unknown form or dense mode, or a network that cannot be exported.
+        ParityError: if a graph does not compute what its torch module computes.
+        EngineError: if the output cannot be written.
+    """
+    require_export_packages()
+    from g4seg_export.attention import FORMS
+    from g4seg_export.errors import ExportError
+    from g4seg_export.image_encoder import DENSE_MODES
+    from g4seg_export.sources import load_source
+
+    for what, value, allowed in (("form", form, FORMS), ("dense mode", dense_mode, (None, *DENSE_MODES))):
+        if value not in allowed:
+            raise ExportError(f"unknown {what} {value!r}: allowed are {', '.join(filter(None, allowed))}")
+
+    source = load_source(model, image_encoder=image_encoder, revision=revision)
+    dense_mode = dense_mode or source.dense_mode
+    specs = network_specs(source.dims)
+    options = {
+        "--form": None if form == "folded" else form,
+        "--image-encoder": image_encoder,
+        "--dense-mode": None if dense_mode == source.dense_mode else dense_mode,
+        "--revision": None if revision is None else source.revision,
+    }
+    with staged_engine(output, overwrite=overwrite) as staging:
+        networks: dict[str, NetworkRecord] = {}
+        with tqdm(NETWORKS, unit="network", disable=not progress) as bar:
+            for name in bar:
+                bar.set_description(name)
+                half = source.stored_half(name) if half_weights is None else half_weights
+                networks[name] = _export_one(source, specs[name], staging, form, dense_mode, half)
+        (staging / TOKENIZER_FILE).write_bytes(source.tokens.json)
+        tokenizer = record_file(staging / TOKENIZER_FILE)
+        manifest = Manifest(
+            model=ModelRecord(source.id, source.revision, source.licence, source.weight_hashes()),
+            prediction_type=source.prediction_type,
+            vae_scaling_factor=source.vae_scaling_factor,
+            dims=source.dims,
+            injection=InjectionRecord("eq5", form),
+            image_encoder=ImageEncoderRecord(source.image_encoder.id, dense_mode),
+            tokenizer=TokenizerRecord(
+                file=tokenizer.file,
+                sha256=tokenizer.sha256,
+                bytes=tokenizer.bytes,
+                bos=source.tokens.bos,
+                eos=source.tokens.eos,
+                pad=source.tokens.pad,
+            ),
+            networks=networks,
+            recommended=source.recommended,
+            note=source.note,
+            build_command=_build_command(model, output, options),
+        )
+        write_manifest(staging, manifest)
+    return manifest
+
+
+def _export_one(
+    source: Source, spec: NetworkSpec, folder: Path, form: str, dense_mode: str, half: bool
+) -> NetworkRecord:
+    """Load, export and check one network; its torch module is freed before ONNX Runtime loads the graph."""
+    from g4seg_export.examples import example_inputs
+    from g4seg_export.onnx_export import OPSET, export_network, release_weights, round_to_half
+    from g4seg_export.parity import compare_outputs, reference_outputs
+    from g4seg_export.upsampling import phase_upsampling
+
+    def example(batch: int) -> dict[str, NDArray[Any]]:
+        return example_inputs(
+            spec,
+            batch=batch,
+            seed=batch,
+            vocabulary=source.vocabulary,
+            timesteps=len(source.alphas_cumprod),
+        )
+
+    examples = [example(batch) for batch in _parity_batches(spec, source.dims.square)]
+    path = folder / f"{spec.name}.onnx"
+    with _network_module(source, spec.name, form, dense_mode) as module:
+        if half:
+            round_to_half(module)
+        # Sums of half weights are not half weights: folding the upsampling would store them in full again.
+        with nullcontext() if half else phase_upsampling(module):
+            files = export_network(module, spec, example(min(2, spec.max_batch)), path, half_weights=half)
+        expected = reference_outputs(module, spec, examples)
+        release_weights(module)
+    parity = compare_outputs(path, spec, examples, expected)
+    return network_record(spec, files, opset=OPSET, precision="fp32", parity=parity)
+
+
+def _parity_batches(spec: NetworkSpec, square: int) -> tuple[int, ...]:
+    large = square > _SMALL_SQUARE and spec.name in ("unet", "vae_decoder")
+    return (1,) if spec.max_batch == 1 or large else (1, 2)
+
+
+@contextmanager
+def _network_module(source: Source, name: str, form: str, dense_mode: str) -> Iterator[nn.Module]:
+    """One network of the engine as a torch module, ready to run."""
+    from g4seg_export import networks
+    from g4seg_export.attention import inject
+    from g4seg_export.image_encoder import ImageEncoder
+
+    if name == "text_encoder":
+        yield networks.TextEncoder(source.load_text_encoder()).eval()
+    elif name == "vae_encoder":
+        yield networks.VaeEncoder(source.load_vae(), source.vae_scaling_factor).eval()
+    elif name == "vae_decoder":
+        yield networks.VaeDecoder(source.load_vae(), source.vae_scaling_factor).eval()
+    elif name == "image_encoder":
+        yield ImageEncoder(source.load_image_encoder(), source.dims.square, dense_mode).eval()
+    else:
+        unet = source.load_unet()
+        with inject(unet, form):
+            yield networks.Unet(unet, source.alphas_cumprod, source.prediction_type).eval()
+
+
+def _build_command(model: str, output: Path, options: dict[str, str | None]) -> str:
+    # --overwrite: the command is shown when the engine that is there turned out to be damaged.
+    words = ["g4seg-build-engines", "--model", model, "--output", str(output), "--overwrite"]
+    for option, value in options.items():
+        if value is not None:
+            words += [option, value]
+    return shlex.join(words)

@@ -1,0 +1,131 @@
+"""The networks of an engine: modules whose forward takes and returns the tensors of `g4seg_engine.spec`.
+
+All arithmetic around the networks lives here, so that it ends up inside the graphs. Images are RGB in [0, 1];
+floats are float32. h is the latent's side, H the model square's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from g4seg_export.attention import KWARG, Injection
+from g4seg_export.errors import ExportError
+from g4seg_export.modules import TextModel, UnetModel, VaeModel
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+class TextEncoder(nn.Module):
+    """Token ids to the text embedding: the last hidden state after the final layer norm."""
+
+    def __init__(self, model: TextModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """input_ids int64 [B,T] -> text_embedding float [B,T,C]."""
+        embedding: Tensor = self.model(input_ids=input_ids).last_hidden_state
+        return embedding
+
+
+class VaeEncoder(nn.Module):
+    """An image to its clean latent: the posterior's mean, not a sample, times the scaling factor."""
+
+    def __init__(self, vae: VaeModel, scaling_factor: float) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scaling_factor = scaling_factor
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image float [B,3,H,H] in [0,1] -> latent float [B,Z,h,h]."""
+        mean: Tensor = self.vae.encode(image * 2.0 - 1.0).latent_dist.mean
+        return mean * self.scaling_factor
+
+
+class VaeDecoder(nn.Module):
+    """A latent to its image."""
+
+    def __init__(self, vae: VaeModel, scaling_factor: float) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scaling_factor = scaling_factor
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """latent float [B,Z,h,h] -> image float [B,3,H,H], clamped to [0,1]."""
+        image: Tensor = self.vae.decode(latent / self.scaling_factor, return_dict=False)[0]
+        return (image * 0.5 + 0.5).clamp(0.0, 1.0)
+
+
+class Unet(nn.Module):
+    """One denoising step from the clean latent and noise to the estimate of the clean latent (paper eq. 2).
+
+    With abar the alpha-bar of the timestep and z_t = sqrt(abar) z + sqrt(1 - abar) noise, the estimate is
+    (z_t - sqrt(1 - abar) eps) / sqrt(abar) for a model that predicts the noise eps, and
+    sqrt(abar) z_t - sqrt(1 - abar) v for one that predicts v.
+
+    The UNet must be inside `attention.inject` when this module runs.
+
+    Args:
+        unet: the denoiser.
+        alphas_cumprod: float64 [T], alpha-bar per timestep.
+        prediction_type: "epsilon" or "v_prediction".
+
+    Raises:
+        ExportError: for another prediction type, or an alpha-bar outside [0, 1] (eps: (0, 1]).
+    """
+
+    signal: Tensor
+    sigma: Tensor
+
+    def __init__(self, unet: UnetModel, alphas_cumprod: NDArray[np.float64], prediction_type: str) -> None:
+        super().__init__()
+        if prediction_type not in PREDICTION_TYPES:
+            raise ExportError(
+                f"prediction type {prediction_type!r} is not supported: allowed are {', '.join(PREDICTION_TYPES)}"
+            )
+        # Eq. 2 divides by sqrt(alpha-bar); its v form does not and takes zero-SNR schedules, which end at 0.
+        lowest = float(alphas_cumprod.min())
+        if alphas_cumprod.max() > 1.0 or lowest < 0.0 or (lowest == 0.0 and prediction_type == "epsilon"):
+            raise ExportError("the scheduler's alpha-bar leaves the range that the one-step estimate is defined for")
+        self.unet = unet
+        self.prediction_type = prediction_type
+        # Roots are taken in float64 here, once, rather than in the graph's precision at every run.
+        self.register_buffer("signal", torch.from_numpy(np.sqrt(alphas_cumprod)).float(), persistent=False)
+        self.register_buffer("sigma", torch.from_numpy(np.sqrt(1.0 - alphas_cumprod)).float(), persistent=False)
+
+    def forward(
+        self,
+        latent: Tensor,
+        noise: Tensor,
+        timestep: Tensor,
+        text_embedding: Tensor,
+        mask: Tensor,
+        token_mask: Tensor,
+        emi_weight: Tensor,
+    ) -> Tensor:
+        """The denoised latent, float [B,Z,h,h].
+
+        Args:
+            latent: float [B,Z,h,h], clean.
+            noise: float [B,Z,h,h], standard normal.
+            timestep: int64 [B], index into the alpha-bar table.
+            text_embedding: float [B,T,C].
+            mask: float [B,1,h,h], 1 on the object.
+            token_mask: float [B,T], 1 at the class name's tokens.
+            emi_weight: float [B,2], alpha of eq. 5 in self- and in cross-attention.
+        """
+        signal = self.signal.index_select(0, timestep).reshape(-1, 1, 1, 1)
+        sigma = self.sigma.index_select(0, timestep).reshape(-1, 1, 1, 1)
+        noisy = signal * latent + sigma * noise
+        options: dict[str, Any] = {KWARG: Injection(mask, token_mask, emi_weight)}
+        prediction: Tensor = self.unet(
+            noisy, timestep, text_embedding, cross_attention_kwargs=options, return_dict=False
+        )[0]
+        if self.prediction_type == "v_prediction":
+            return signal * noisy - sigma * prediction
+        return (noisy - sigma * prediction) / signal

@@ -1,0 +1,1 @@
+"""The miniature model: synthetic scenes, training, tokenizer. Importing this package loads no torch."""
