@@ -26,7 +26,7 @@ from g4seg_engine.runner import Runner, open_runner
 from g4seg_export.tiny.scenes import KINDS, Sample, make_samples
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.correspondence import nearest_positions
-from g4seg_trt.geometry import pool_to_grid, to_square
+from g4seg_trt.geometry import pool_to_grid, resize_nearest, to_square
 from g4seg_trt.refiner import Refiner, engine_directory
 from g4seg_trt.update import apply_residual, mix
 
@@ -151,6 +151,7 @@ def injection_effect(refiner: Refiner, samples: Sequence[Sample], config: Refine
             for c in (config, plain)
         ]
         change = np.abs(images[0] - images[1]).mean(axis=2)
+        wrong = resize_nearest(wrong, (change.shape[0], change.shape[1]))
         wrong_changes.append(change[wrong].mean())
         other_changes.append(change[~wrong].mean())
     wrong_mean, other_mean = float(np.mean(wrong_changes)), float(np.mean(other_changes))
