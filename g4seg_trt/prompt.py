@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
+from tokenizers import __version__ as tokenizers_version
 
 from g4seg_trt.arrays import Floats, Ints
 from g4seg_trt.errors import ClassNameError, EngineError
@@ -41,7 +42,7 @@ class PromptEncoder:
         length: positions in all (77 for Stable Diffusion).
 
     Raises:
-        EngineError: if the file cannot be read.
+        EngineError: if the file cannot be read, or is no tokenizer that the installed `tokenizers` knows.
     """
 
     def __init__(self, tokenizer_path: str | PathLike[str], *, bos: int, eos: int, pad: int, length: int) -> None:
@@ -49,7 +50,13 @@ class PromptEncoder:
             text = Path(tokenizer_path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise EngineError(f"{tokenizer_path}: cannot be read: {error}") from error
-        self._tokenizer = Tokenizer.from_str(text)
+        try:
+            self._tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the library raises the base class itself
+            raise EngineError(
+                f"{tokenizer_path}: the installed tokenizers {tokenizers_version} cannot read it ({error}): "
+                "upgrade tokenizers, or build the engine again"
+            ) from error
         # A class called "<|endoftext|>" is text like any other.
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()

@@ -36,7 +36,7 @@ def prefetched(
         try:
             return prepare(load())
         except G4SegError as error:
-            return error
+            return error.with_traceback(None)  # its frames hold the image and masks
 
     waiting: deque[tuple[Key, Future[Prepared | G4SegError]]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="g4seg-load") as pool:

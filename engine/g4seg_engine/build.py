@@ -38,8 +38,8 @@ def staged_engine(output: str | Path, *, overwrite: bool = False) -> Iterator[Pa
         EngineIncompleteError: the block wrote no manifest, or a file it lists is missing.
         EngineMismatchError: a file differs from its record.
     """
+    check_output(output, overwrite=overwrite)
     shown, target = Path(output), Path(output).resolve()
-    _check_target(shown, target, overwrite)
     staged = _sibling(target, "partial")
     try:
         _make_directory(staged, shown)
@@ -47,10 +47,33 @@ def staged_engine(output: str | Path, *, overwrite: bool = False) -> Iterator[Pa
         load_engine(staged, verify=True)
         if unlisted := _unlisted(staged):
             raise EngineError(f"engine {shown}: its manifest does not list {', '.join(unlisted)}")
-        _check_target(shown, target, overwrite)
+        check_output(output, overwrite=overwrite)
         _move_into_place(staged, target, shown)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def check_output(output: str | Path, *, overwrite: bool = False) -> None:
+    """Check that an engine may be written to `output`, as `staged_engine` does: before work that takes long.
+
+    Raises:
+        EngineError: its folder is missing, or something is there that may not be replaced.
+    """
+    shown, target = Path(output), Path(output).resolve()
+    if not target.parent.is_dir():
+        raise EngineError(f"the folder {shown.parent} does not exist: create it first")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise EngineError(f"{shown} is a file: choose another output directory")
+    if not any(target.iterdir()):
+        return
+    if not _is_engine(target):
+        raise EngineError(f"{shown} is not empty and no engine directory: choose another one")
+    if not overwrite:
+        raise EngineError(f"engine {shown} exists: use --overwrite to replace it, or another directory")
+    if unlisted := _unlisted(target):
+        raise EngineError(f"engine {shown} also holds foreign files, move them first: {', '.join(unlisted)}")
 
 
 def record_file(path: Path, directory: Path | None = None) -> FileRecord:
@@ -86,23 +109,6 @@ def network_record(
         max_batch=spec.max_batch,
         parity=dict(parity),
     )
-
-
-def _check_target(shown: Path, target: Path, overwrite: bool) -> None:
-    if not target.parent.is_dir():
-        raise EngineError(f"the folder {shown.parent} does not exist: create it first")
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise EngineError(f"{shown} is a file: choose another output directory")
-    if not any(target.iterdir()):
-        return
-    if not _is_engine(target):
-        raise EngineError(f"{shown} is not empty and no engine directory: choose another one")
-    if not overwrite:
-        raise EngineError(f"engine {shown} exists: use --overwrite to replace it, or another directory")
-    if unlisted := _unlisted(target):
-        raise EngineError(f"engine {shown} also holds foreign files, move them first: {', '.join(unlisted)}")
 
 
 def _is_engine(directory: Path) -> bool:

@@ -17,10 +17,10 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
+from g4seg_engine.records import INJECTION_FORMS
 from g4seg_export.errors import ExportError
 from g4seg_export.modules import AttentionLayer, UnetModel
 
-FORMS = ("folded", "dense")
 KWARG = "emi"
 
 
@@ -71,8 +71,8 @@ class EmiProcessor:
     """
 
     def __init__(self, form: str) -> None:
-        if form not in FORMS:
-            raise ExportError(f"unknown attention form {form!r}: allowed are {', '.join(FORMS)}")
+        if form not in INJECTION_FORMS:
+            raise ExportError(f"unknown attention form {form!r}: allowed are {', '.join(INJECTION_FORMS)}")
         self._folded = form == "folded"
 
     def __call__(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from g4seg_engine.build import network_record, record_file, staged_engine
+from g4seg_engine.build import check_output, network_record, record_file, staged_engine
 from g4seg_engine.manifest import (
     ImageEncoderRecord,
     InjectionRecord,
@@ -24,6 +24,7 @@ from g4seg_engine.manifest import (
     TokenizerRecord,
     write_manifest,
 )
+from g4seg_engine.records import INJECTION_FORMS
 from g4seg_engine.spec import NETWORKS, NetworkSpec, network_specs
 from g4seg_export.requirements import require_export_packages
 
@@ -77,15 +78,15 @@ def export_engine(
         EngineError: if the output cannot be written.
     """
     require_export_packages()
-    from g4seg_export.attention import FORMS
     from g4seg_export.errors import ExportError
     from g4seg_export.image_encoder import DENSE_MODES
     from g4seg_export.sources import load_source
 
-    for what, value, allowed in (("form", form, FORMS), ("dense mode", dense_mode, (None, *DENSE_MODES))):
+    for what, value, allowed in (("form", form, INJECTION_FORMS), ("dense mode", dense_mode, (None, *DENSE_MODES))):
         if value not in allowed:
             raise ExportError(f"unknown {what} {value!r}: allowed are {', '.join(filter(None, allowed))}")
 
+    check_output(output, overwrite=overwrite)  # a hub model may be gigabytes to fetch
     source = load_source(model, image_encoder=image_encoder, revision=revision)
     dense_mode = dense_mode or source.dense_mode
     specs = network_specs(source.dims)
@@ -93,7 +94,8 @@ def export_engine(
         "--form": None if form == "folded" else form,
         "--image-encoder": image_encoder,
         "--dense-mode": None if dense_mode == source.dense_mode else dense_mode,
-        "--revision": None if revision is None else source.revision,
+        # The commit also where none was asked for: the default branch moves on.
+        "--revision": source.revision or None,
     }
     with staged_engine(output, overwrite=overwrite) as staging:
         networks: dict[str, NetworkRecord] = {}

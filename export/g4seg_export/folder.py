@@ -76,7 +76,7 @@ class ModelFolder:
         self._configs = {part: self._config(part) for part in MODEL_WEIGHTS}
         self.scheduler_config = _read_json(root / "scheduler" / "scheduler_config.json", name)
         extra = root / "g4seg.json"
-        self.extra: dict[str, Any] = _read_json(extra, name) if extra.is_file() else {}
+        self.extra: dict[str, Any] = _read_extra(extra, name) if extra.is_file() else {}
         self._files = {part: _weight_files(weights, root, name) for part, weights in MODEL_WEIGHTS.items()}
         self._check_kind()
 
@@ -131,8 +131,11 @@ class ModelFolder:
         with quiet_libraries(), _loading(self._name, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         data = tokenizer.backend_tokenizer.to_str().encode()
-        ids = {key: getattr(tokenizer, f"{key}_token_id") for key in ("bos", "eos", "pad")}
-        return Tokens(data, **{key: int(given.get(key, value)) for key, value in ids.items()})
+        ids = {key: given.get(key, getattr(tokenizer, f"{key}_token_id")) for key in ("bos", "eos", "pad")}
+        for key, value in ids.items():
+            if value is None:
+                raise SourceError(f"{self._name}: its tokenizer has no {key} token: give tokens in g4seg.json")
+        return Tokens(data, **ids)
 
     def load_unet(self) -> UnetModel:
         return self._load(UNet2DConditionModel.from_pretrained, "unet")
@@ -154,6 +157,8 @@ class ModelFolder:
 
     def _check_kind(self) -> None:
         unet, vae, text = (self._configs[part] for part in ("unet", "vae", "text_encoder"))
+        if not isinstance(vae.get("block_out_channels"), list):
+            raise SourceError(f"{self._name}: vae/config.json has no block_out_channels")
         kind = unet.get("_class_name", "UNet2DConditionModel")
         set_keys = [key for key in _OTHER_UNETS if unet.get(key) is not None]
         if kind != "UNet2DConditionModel" or set_keys:
@@ -307,6 +312,22 @@ def _weight_files(weights: Weights, root: Path, name: str) -> list[Path]:
         where = f"{weights.folder}/" if weights.folder else ""
         raise SourceError(f"{name} has no weights {where}{weights.safetensors}.safetensors (or {weights.binary}.bin)")
     return files
+
+
+def _read_extra(path: Path, name: str) -> dict[str, Any]:
+    """g4seg.json, whose keys people write by hand."""
+    extra = _read_json(path, name)
+    for key, kind, expected in (
+        ("square", int, "an integer"),
+        ("tokens", dict, "an object of ids"),
+        ("recommended", dict, "an object of refine settings"),
+    ):
+        if key in extra and type(extra[key]) is not kind:
+            raise SourceError(f"{name}: g4seg.json: {key} is {extra[key]!r}, expected {expected}")
+    for key, value in extra.get("tokens", {}).items():
+        if key not in ("bos", "eos", "pad") or type(value) is not int:
+            raise SourceError(f"{name}: g4seg.json: tokens has {key!r}: {value!r}, expected ids of bos, eos and pad")
+    return extra
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:

@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from g4seg_engine.records import PREDICTION_TYPES
 from g4seg_export.attention import KWARG, Injection
 from g4seg_export.errors import ExportError
 from g4seg_export.modules import TextModel, UnetModel, VaeModel
-
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 class TextEncoder(nn.Module):

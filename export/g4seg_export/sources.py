@@ -22,6 +22,7 @@ from diffusers import DDPMScheduler
 from numpy.typing import NDArray
 
 from g4seg_engine.manifest import file_sha256
+from g4seg_engine.records import PREDICTION_TYPES
 from g4seg_engine.spec import ModelDims
 from g4seg_export import architectures
 from g4seg_export.errors import SourceError
@@ -38,7 +39,6 @@ from g4seg_export.folder import (
 from g4seg_export.hub import fetch_snapshot
 from g4seg_export.image_encoder import DENSE_MODES, encoder_grid
 from g4seg_export.modules import TextModel, UnetModel, VaeModel, VisionModel
-from g4seg_export.networks import PREDICTION_TYPES
 
 DEFAULT_IMAGE_ENCODER = "openai/clip-vit-base-patch16"
 RANDOM_IMAGE_ENCODER = "random:vit-b16"

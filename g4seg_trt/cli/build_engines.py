@@ -13,6 +13,7 @@ from g4seg_trt.atomic import check_writable
 from g4seg_trt.cli.common import DONE, STDOUT, new_parser, run, write_json
 from g4seg_trt.cli.options import BACKENDS
 from g4seg_trt.cli.outputs import check_folder
+from g4seg_trt.errors import OutputError
 
 if TYPE_CHECKING:
     from g4seg_engine.manifest import Manifest
@@ -63,7 +64,10 @@ def execute(_parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     output = Path(arguments.output)
     check_folder(output)
     if arguments.json not in (None, STDOUT):
-        check_writable(Path(arguments.json))
+        report = Path(arguments.json)
+        check_writable(report)
+        if output.resolve() in (report.resolve(), *report.resolve().parents):
+            raise OutputError(f"cannot write {report}: it lies in the engine directory; choose another place")
     start = perf_counter()
     manifest = _export(arguments, output)
     elapsed = perf_counter() - start

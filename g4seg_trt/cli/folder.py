@@ -150,6 +150,7 @@ def _refine(refiner: Refiner, config: RefineConfig, todo: Sequence[Job], tally: 
     with bar, ThreadPoolExecutor(max_workers=1, thread_name_prefix="g4seg-write") as writer:
         for job, outcome in refiner.refine_many(((job, job.load) for job in todo), config=config):
             if isinstance(outcome, G4SegError):
+                job.drop()
                 tally.failures[job.item.stem] = str(outcome)
                 bar.update()
                 continue

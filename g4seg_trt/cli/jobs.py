@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from g4seg_trt.arrays import Bytes, Floats, Labels
+from g4seg_trt.atomic import check_writable
 from g4seg_trt.cli.measures import ClassFigures, GroundTruth, figures, label_both, read_ground_truth
 from g4seg_trt.cli.pairing import Item, MaskSource
 from g4seg_trt.errors import InputError, MaskError
@@ -89,9 +90,11 @@ class Job:
         """Read the image uint8 RGB [H,W,3] and its masks.
 
         Raises:
-            InputError: if anything about this image cannot be read or is missing.
+            InputError: if anything about this image cannot be read or is missing, or an output has no place.
         """
         source = self._source()
+        for path in self._layout.possible(self.item.stem):
+            check_writable(path)
         image = load_image(self.item.image)
         masks, background = source.read(background=self._rule.kind == "channel")
         size = (image.shape[0], image.shape[1])
@@ -99,6 +102,10 @@ class Job:
             raise MaskError(f"the mask of the background is not {size[1]}x{size[0]} pixels as its image is")
         self._loaded = _Loaded(image, masks, background, self._truth(list(masks), size))
         return image, masks
+
+    def drop(self) -> None:
+        """Let go of the inputs of an image that will not be finished."""
+        self._loaded = None
 
     def finish(self, refinement: Refinement) -> dict[str, ClassFigures]:
         """Write the outputs and let go of the inputs.

@@ -128,3 +128,15 @@ def test_a_missing_extra_is_one_line_with_the_remedy(tmp_path: Path, package: st
     assert done.returncode == 1
     expected = f"g4seg-build-engines: error: {package} is not installed: pip install 'g4seg-trt[export]'\n"
     assert done.stderr == expected
+
+
+@pytest.mark.parametrize("place", ["out", "out/manifest.json", "out/report.json"])
+def test_a_report_never_lands_in_the_engine(
+    calls: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    if "/" in place:
+        (tmp_path / "out").mkdir()
+    code = main(["--model", "tiny", "--output", str(tmp_path / "out"), "--json", str(tmp_path / place), "--overwrite"])
+    assert code == 1
+    assert "lies in the engine directory" in capsys.readouterr().err
+    assert not calls

@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from g4seg_trt.geometry import load_image
 from g4seg_trt.masks import read_index_png, read_mask, read_masks
 
 if TYPE_CHECKING:
@@ -274,3 +276,34 @@ def test_an_interrupt_ends_cleanly_and_the_next_run_goes_on(
     assert done.code == 0
     assert f"{done_first} skipped" in done.out or f"{done_first - 1} skipped" in done.out
     assert count_of(folder.output / "overlay") == count + len(folder.stems)
+
+
+def test_an_output_without_a_place_fails_its_image_only(refine_here: Command, toy_engine: Path, folder: Folder) -> None:
+    (folder.output / "label" / "b c.png").mkdir(parents=True)
+    done = refine_here(*folder.arguments(toy_engine, "--class-name", "disc"))
+    assert done.code == 3
+    assert "failed: b c: " in done.err
+    assert "not a regular file" in done.err
+    assert "3 refined, 0 skipped (done before), 1 failed" in done.out
+
+
+def test_the_pictures_of_failed_images_are_let_go(
+    refine_here: Command, toy_engine: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[Any]] = []
+    held: list[int] = []
+
+    def load(path: Path) -> Any:
+        held.append(sum(image() is not None for image in loaded))
+        image = load_image(path)
+        loaded.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr("g4seg_trt.cli.jobs.load_image", load)
+    for number in range(20):
+        shutil.copy(folder.images / "a.png", folder.images / f"long{number}.png")
+        shutil.copy(folder.masks / "a.png", folder.masks / f"long{number}.png")
+    done = refine_here(*folder.arguments(toy_engine, "--class-name", "x" * 60))
+    assert done.code == 3
+    assert len(loaded) == 24
+    assert max(held) < 8

@@ -12,7 +12,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from numpy.typing import NDArray
 
-from g4seg_export.attention import FORMS, EmiProcessor, Injection, inject
+from g4seg_engine.records import INJECTION_FORMS
+from g4seg_export.attention import EmiProcessor, Injection, inject
 from g4seg_export.errors import ExportError
 
 HEADS, WIDTH, SIDE, TOKENS = 3, 5, 4, 7
@@ -75,7 +76,7 @@ def attention_by_hand(layer: Any, tensors: SimpleNamespace, *, cross: bool) -> N
     return np.array(result)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", INJECTION_FORMS)
 @pytest.mark.parametrize("cross", [False, True])
 def test_both_forms_equal_attention_written_out_in_float64(
     form: str, cross: bool, layer: Any, self_layer: Any, tensors: SimpleNamespace
@@ -88,7 +89,7 @@ def test_both_forms_equal_attention_written_out_in_float64(
     np.testing.assert_allclose(actual.numpy(), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", INJECTION_FORMS)
 def test_injection_changes_rows_inside_the_mask_only(form: str, self_layer: Any, tensors: SimpleNamespace) -> None:
     processor = EmiProcessor(form)
     with torch.inference_mode():

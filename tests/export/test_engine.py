@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,26 @@ def test_wrong_options_give_one_line_and_no_engine(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_engine_is_not_replaced_unasked(engine: tuple[Path, Manifest], model_folder: Path) -> None:
+def test_an_existing_engine_is_not_replaced_unasked(
+    engine: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: object, **__: object) -> None:
+        pytest.fail("the model was fetched although there is no place for its engine")
+
+    monkeypatch.setattr("g4seg_export.sources.load_source", fetch)
     with pytest.raises(EngineError, match="exists"):
-        export_engine(str(model_folder), engine[0], progress=False)
+        export_engine("owner/name", engine[0], progress=False)
+
+
+def test_the_build_command_of_a_hub_model_pins_its_commit(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from g4seg_export import sources
+
+    source = replace(sources.load_source(str(model_folder)), revision="0123abc")
+    monkeypatch.setattr("g4seg_export.sources.load_source", lambda *_, **__: source)
+    manifest = export_engine("owner/name", tmp_path / "engine", progress=False)
+    assert manifest.build_command.endswith("--overwrite --revision 0123abc")
 
 
 @pytest.mark.parametrize(("package", "extra"), [("diffusers", "export"), ("onnxruntime", "cpu")])

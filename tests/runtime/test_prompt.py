@@ -163,3 +163,11 @@ def test_padding_and_truncation_of_the_file_are_not_used(clip_like: Tokenizer, t
 def test_a_missing_tokenizer_is_an_engine_error(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"tokenizer\.json"):
         PromptEncoder(tmp_path / "tokenizer.json", bos=BOS, eos=EOS, pad=PAD, length=LENGTH)
+
+
+def test_a_tokenizer_of_an_unknown_kind_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"version": "1.0", "model": {"type": "Unknown"}}', encoding="utf-8")
+    with pytest.raises(EngineError, match=r"tokenizer\.json: the installed tokenizers .* upgrade") as caught:
+        PromptEncoder(path, bos=BOS, eos=EOS, pad=PAD, length=LENGTH)
+    assert "\n" not in str(caught.value)
