@@ -39,7 +39,6 @@ class RefineConfig:
         seed: seed of the noise, an integer from 0 to 2**64 - 1.
         soften: sigma of the Gaussian that softens a mask, as a share of the image's longer side, 0 to 0.25.
             None softens masks whose every value is 0 or 1 by 0.02 and leaves the others alone.
-        mask_threshold: a pixel belongs to the injected mask from this probability on, above 0 and up to 1.
 
     Raises:
         ConfigError: if a value is outside what is allowed.
@@ -52,7 +51,6 @@ class RefineConfig:
     emi_cross: float = 1.0
     seed: int = 0
     soften: float | None = None
-    mask_threshold: float = 0.5
 
     def __post_init__(self) -> None:
         self._integer("timestep", TIMESTEPS - 1)
@@ -62,9 +60,6 @@ class RefineConfig:
         self._number("emi_cross")
         if self.soften is not None:
             self._number("soften", 0.0, MAX_SOFTEN)
-        self._number("mask_threshold", 0.0, 1.0)
-        if self.mask_threshold == 0.0:
-            raise ConfigError("mask_threshold is 0, allowed: above 0 and up to 1")
         if self.certainty_filter is not None:
             object.__setattr__(self, "certainty_filter", _interval(self.certainty_filter))
 

@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from g4seg_trt.arrays import Bools, Floats
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.geometry import resize_nearest
-from g4seg_trt.update import BackgroundRule, label_map
 
 
-def binary_masks(probabilities: Mapping[str, Floats], threshold: float) -> dict[str, Bools]:
-    """Which pixels each class holds: where it reaches the threshold and no other class is above it.
-
-    Args:
-        probabilities: class name -> float32 [H,W] in [0,1].
-        threshold: above 0 and up to 1.
-
-    Returns:
-        Class name -> bool [H,W]; no pixel belongs to two classes.
-    """
-    labels = label_map(list(probabilities.values()), BackgroundRule("constant", threshold))
-    return {name: labels == label for label, name in enumerate(probabilities, start=1)}
-
-
-def emi_inputs(mask: Floats | Bools, latent_size: int, config: RefineConfig) -> tuple[Floats, Floats]:
-    """What the UNet needs for explicit mask injection (eq. 3 to 5).
+def injected_mask(binary: Bools, latent_size: int) -> Floats:
+    """The mask of the explicit mask injection (eq. 3 and 4): float32 [1,h,h] of 0 and 1, by the nearest pixel.
 
     Args:
-        mask: the class's mask as given, float [H,W] in [0,1] or bool [H,W].
+        binary: the pixels that belong to the class under the background rule, bool [H,W].
         latent_size: side h of the latent.
-        config: gives the threshold and the strengths.
-
-    Returns:
-        mask float32 [1,h,h] of 0 and 1 (nearest pixel), and emi_weight float32 [2] (self, cross).
     """
-    binary = mask if mask.dtype == np.bool_ else mask >= np.float32(config.mask_threshold)
-    small = resize_nearest(np.asarray(binary, dtype=np.bool_), (latent_size, latent_size))
-    return small[None].astype(np.float32), emi_weight(config)
+    return resize_nearest(binary, (latent_size, latent_size))[None].astype(np.float32)
 
 
 def emi_weight(config: RefineConfig) -> Floats:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from g4seg_engine.spec import ModelDims
 from g4seg_trt.arrays import Array, Bools, Floats
 from g4seg_trt.config import RefineConfig
+from g4seg_trt.errors import MaskError
 from g4seg_trt.geometry import resize_probability, to_square
-from g4seg_trt.injection import binary_masks, emi_inputs
+from g4seg_trt.injection import injected_mask
 from g4seg_trt.inputs import check_image, check_masks
 from g4seg_trt.prompt import Prompt, PromptEncoder
 from g4seg_trt.soften import soften, softening
 from g4seg_trt.timing import Timings
-from g4seg_trt.update import in_filter
+from g4seg_trt.update import BACKGROUND, BackgroundRule, in_filter, label_map
 
 
 @dataclass(frozen=True)
@@ -87,23 +88,35 @@ def prepare_masks(
     prompts: PromptEncoder,
     dims: ModelDims,
     config: RefineConfig,
+    rule: BackgroundRule,
 ) -> Preparation:
     """Check the masks of one image of `size` (height, width) and bring them to the networks' form.
+
+    A class's injected mask is where the label map of the masks as given has its label. With the rule "channel"
+    the mask called "background" is the background's probability and no class.
 
     Raises:
         ClassNameError: for a name that the prompt cannot hold.
         MaskError: for a mask that is no probability map of the image's size.
+        ConfigError: for the rule "channel" without a mask of the background.
     """
     timings = Timings()
     with timings.stage("text"):
-        encoded = {name: prompts.encode(name) for name in masks}
+        channel = rule.kind == "channel"
+        encoded = {name: prompts.encode(name) for name in masks if not (channel and name == BACKGROUND)}
     with timings.stage("resize"):
         checked = check_masks(masks, size)
-        binary = binary_masks(checked, config.mask_threshold)
-        classes = [_prepare(name, encoded[name], checked[name], binary[name], dims, config) for name in checked]
+        background = checked.pop(BACKGROUND, None) if channel else None
+        if not checked:
+            raise MaskError(f"no mask given beside the one of the {BACKGROUND}")
+        labels = label_map(list(checked.values()), rule, background)
+        classes = [
+            _prepare(name, encoded[name], given, labels == label, dims, config)
+            for label, (name, given) in enumerate(checked.items(), start=1)
+        ]
     warnings = [one.still for one in classes if one.still]
     if config.emi_self or config.emi_cross:
-        warnings += [_nothing_injected(one, config) for one in classes if not one.still and not one.mask.any()]
+        warnings += [_nothing_injected(one, rule) for one in classes if not one.still and not one.mask.any()]
     return Preparation(tuple(classes), tuple(warnings), timings)
 
 
@@ -112,7 +125,7 @@ def _prepare(
 ) -> PreparedClass:
     share = softening(given, config.soften)
     probability = soften(given, share) if share else given
-    mask, _ = emi_inputs(binary, dims.latent_size, config)
+    mask = injected_mask(binary, dims.latent_size)
     square = resize_probability(probability, (dims.square, dims.square))
     return PreparedClass(name, prompt, given, probability, share, mask, square, _still(name, probability, config))
 
@@ -128,8 +141,8 @@ def _still(name: str, probability: Floats, config: RefineConfig) -> str:
     return ""
 
 
-def _nothing_injected(one: PreparedClass, config: RefineConfig) -> str:
+def _nothing_injected(one: PreparedClass, rule: BackgroundRule) -> str:
     return (
-        f"the mask of {one.name!r} reaches {config.mask_threshold:g} at no position of the latent grid: "
+        f"the mask of {one.name!r} holds no position of the latent grid under the background rule {rule}: "
         "the generation is not guided by it"
     )

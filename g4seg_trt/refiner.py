@@ -18,6 +18,7 @@ from g4seg_trt.prompt import PromptEncoder
 from g4seg_trt.refinement import KEEP, Refinement, assemble, check_keep
 from g4seg_trt.run import Run, TextEmbeddings
 from g4seg_trt.stream import Stream, prefetched
+from g4seg_trt.update import BackgroundRule
 
 __all__ = ["EMBEDDED", "KEEP", "Refinement", "Refiner", "engine_directory"]
 
@@ -154,6 +155,7 @@ class Refiner:
         self,
         masks: Mapping[str, Array],
         *,
+        background: BackgroundRule | str = "constant:0.5",
         config: RefineConfig | None = None,
         keep: Collection[str] = (),
     ) -> Refinement:
@@ -162,6 +164,9 @@ class Refiner:
         Args:
             masks: class name -> coarse probability [H,W] of the image's size: floating point in [0,1], bool,
                 or integers 0 and 1.
+            background: how the masks become labels, which decides where each class is injected: "constant:T",
+                "power:P", or "channel". With "channel" the mask called "background" is the background's
+                probability; it is not refined.
             config: settings for this call.
             keep: names from KEEP of what to hand out beside the probabilities.
 
@@ -169,13 +174,14 @@ class Refiner:
             ImageError: if no image is set.
             ClassNameError: if a name is empty, yields no token or is too long.
             MaskError: if a mask has another size, or values that are no probabilities.
-            ConfigError: for an unknown name in `keep`.
+            ConfigError: for an unknown name in `keep`, a background rule that cannot be read, or "channel" without
+                a mask called "background".
         """
         if self._current is None:
             raise ImageError("no image is set: call set_image first")
         image, encoded = self._current
         run = self._run(config, keep)
-        preparation = self._prepare_masks(masks, image, run.config)
+        preparation = self._prepare_masks(masks, image, run.config, BackgroundRule.of(background))
         pairs = run.pairs(encoded, preparation)
         results = dict(zip(pairs, run.refine(list(pairs.values())), strict=True))
         return assemble(preparation, results, run.config, image.timings)
@@ -184,6 +190,7 @@ class Refiner:
         self,
         items: Iterable[tuple[Key, Load]],
         *,
+        background: BackgroundRule | str = "constant:0.5",
         config: RefineConfig | None = None,
         keep: Collection[str] = (),
         prefetch: int = 2,
@@ -196,6 +203,7 @@ class Refiner:
         Args:
             items: a key of any kind, and a function that returns the image (uint8 RGB [H,W,3]) and its masks
                 (see `refine`). It runs in the thread, so it should not touch what the caller touches.
+            background: as in `refine`.
             config: settings for this call.
             keep: as in `refine`.
             prefetch: images to load ahead, 1 or more.
@@ -205,17 +213,18 @@ class Refiner:
             raised; the others go on. Few images are held at a time.
 
         Raises:
-            ConfigError: for an unknown name in `keep` or a prefetch below 1.
+            ConfigError: for an unknown name in `keep`, a background rule that cannot be read, or a prefetch below 1.
             EngineError: if a network fails; it ends the stream.
         """
         if prefetch < 1:
             raise ConfigError(f"prefetch is {prefetch}, allowed: 1 or more")
         run = self._run(config, keep)
+        rule = BackgroundRule.of(background)
 
         def prepare(loaded: tuple[Array, Mapping[str, Array]]) -> tuple[PreparedImage, Preparation]:
             pixels, masks = loaded
             image = prepare_image(pixels, self._chain.dims.square)
-            return image, self._prepare_masks(masks, image, run.config)
+            return image, self._prepare_masks(masks, image, run.config, rule)
 
         def results() -> Iterator[tuple[Key, Refinement | G4SegError]]:
             stream: Stream[Key] = Stream(self._chain, run)
@@ -227,5 +236,7 @@ class Refiner:
     def _run(self, config: RefineConfig | None, keep: Collection[str]) -> Run:
         return Run(self._chain, self._texts, config or self.config, check_keep(keep))
 
-    def _prepare_masks(self, masks: Mapping[str, Array], image: PreparedImage, config: RefineConfig) -> Preparation:
-        return prepare_masks(masks, image.size, self._prompts, self._chain.dims, config)
+    def _prepare_masks(
+        self, masks: Mapping[str, Array], image: PreparedImage, config: RefineConfig, rule: BackgroundRule
+    ) -> Preparation:
+        return prepare_masks(masks, image.size, self._prompts, self._chain.dims, config, rule)

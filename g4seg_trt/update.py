@@ -13,6 +13,9 @@ from g4seg_trt.arrays import Array, Floats, Ints, Labels
 from g4seg_trt.errors import ConfigError, MaskError
 from g4seg_trt.geometry import upsample_residual
 
+BACKGROUND = "background"
+"""The name of the mask that the background rule `channel` takes."""
+
 RULES = "constant:T with T above 0 and up to 1, power:P with P above 0, or channel"
 
 
@@ -87,6 +90,11 @@ class BackgroundRule:
         return self.kind if self.kind == "channel" else f"{self.kind}:{self.value:g}"
 
     @classmethod
+    def of(cls, rule: BackgroundRule | str) -> BackgroundRule:
+        """A rule or its text; raises as `parse`."""
+        return cls.parse(rule) if isinstance(rule, str) else rule
+
+    @classmethod
     def parse(cls, text: str) -> BackgroundRule:
         """From "constant:T", "power:P" or "channel".
 
@@ -124,8 +132,7 @@ def label_map(
         ConfigError: for a rule that cannot be read, or "channel" without a background.
         MaskError: if there is no class or the sizes differ.
     """
-    if isinstance(rule, str):
-        rule = BackgroundRule.parse(rule)
+    rule = BackgroundRule.of(rule)
     if len(probabilities) == 0:
         raise MaskError("no class to make a label map of")
     best = np.array(probabilities[0], dtype=np.float32)
@@ -147,7 +154,7 @@ def _background(rule: BackgroundRule, best: Floats, background: Floats | None) -
         powered: Floats = np.power(np.float32(1.0) - best, np.float32(rule.value))
         return powered
     if background is None:
-        raise ConfigError('background rule channel needs a mask of the class "background"')
+        raise ConfigError(f'background rule channel needs a mask of the class "{BACKGROUND}"')
     _check_size(background, best)
     return background
 

@@ -24,7 +24,7 @@ from g4seg_trt.refiner import engine_directory
 
 COMMAND = "g4seg-refine"
 DEMO = Path(g4seg_trt.__file__).parent / "assets" / "demo"
-DEMO_CLASS = "star"
+DEMO_CLASS = "cross"
 
 
 def commands(options: argparse.Namespace, output: Path) -> dict[str, list[str]]:

@@ -19,6 +19,7 @@ from g4seg_trt.injection import seeded_noise
 from g4seg_trt.preparation import prepare_image, prepare_masks
 from g4seg_trt.prompt import PromptEncoder
 from g4seg_trt.refiner import Refiner
+from g4seg_trt.update import BackgroundRule
 
 Floats = NDArray[np.float32]
 
@@ -157,7 +158,8 @@ class BaselineSide:
         settings = EagerSettings(**{field.name: getattr(task.config, field.name) for field in fields(EagerSettings)})
         start = perf_counter()
         image = prepare_image(task.image, dims.square)
-        one = prepare_masks({name: task.coarse}, image.size, self._prompts, dims, task.config).classes[0]
+        masks, rule = {name: task.coarse}, BackgroundRule()
+        one = prepare_masks(masks, image.size, self._prompts, dims, task.config, rule).classes[0]
         noise = seeded_noise(task.config.seed, (dims.latent_channels, dims.latent_size, dims.latent_size))
         result = self._pipeline.refine(
             image.pixels, one.square, one.prompt.input_ids, one.prompt.token_mask, one.mask, noise, settings

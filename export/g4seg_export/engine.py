@@ -6,7 +6,7 @@ Importing this module loads neither torch nor diffusers; `export_engine` does.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ def export_engine(
     half_weights: bool | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    check_recommended: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Manifest:
     """Export a model and write a complete engine directory, or nothing.
 
@@ -66,6 +67,8 @@ def export_engine(
         half_weights: store weights as float16, computing in float32; None: as the source does, per network.
         overwrite: replace an engine that is already there, once the new one is complete.
         progress: show a progress bar on stderr.
+        check_recommended: called with the settings that the model recommends before anything is exported; what it
+            raises ends the build.
 
     Returns:
         The manifest that was written.
@@ -88,6 +91,8 @@ def export_engine(
 
     check_output(output, overwrite=overwrite)  # a hub model may be gigabytes to fetch
     source = load_source(model, image_encoder=image_encoder, revision=revision)
+    if check_recommended is not None:
+        check_recommended(source.recommended)
     dense_mode = dense_mode or source.dense_mode
     specs = network_specs(source.dims)
     options = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from g4seg_trt.atomic import check_writable
 from g4seg_trt.cli.common import DONE, STDOUT, new_parser, run, write_json
 from g4seg_trt.cli.options import BACKENDS
 from g4seg_trt.cli.outputs import check_folder
-from g4seg_trt.errors import OutputError
+from g4seg_trt.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from g4seg_engine.manifest import Manifest
@@ -85,6 +85,13 @@ def execute(_parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
 def _export(arguments: argparse.Namespace, output: Path) -> Manifest:
     # Imported here: a runtime installation never needs it, and --help need not wait for numpy.
     from g4seg_export.engine import export_engine
+    from g4seg_trt.config import resolve_config
+
+    def check_recommended(settings: Mapping[str, Any]) -> None:
+        try:
+            resolve_config(recommended=settings)
+        except ConfigError as error:
+            raise ConfigError(f"{arguments.model}: g4seg.json: recommended: {error}") from error
 
     return export_engine(
         arguments.model,
@@ -94,6 +101,7 @@ def _export(arguments: argparse.Namespace, output: Path) -> Manifest:
         dense_mode=arguments.dense_mode,
         revision=arguments.revision,
         overwrite=arguments.overwrite,
+        check_recommended=check_recommended,
     )
 
 

@@ -21,8 +21,9 @@ from g4seg_trt.cli.jobs import Job, Layout
 from g4seg_trt.cli.measures import ClassFigures, mean_iou
 from g4seg_trt.cli.outputs import check_distinct, check_folder, folder_files, make_folders
 from g4seg_trt.cli.pairing import Item, check_names, input_files, pair, read_classes
+from g4seg_trt.cli.record import REMEDY, RunRecord
 from g4seg_trt.config import RefineConfig
-from g4seg_trt.errors import G4SegError
+from g4seg_trt.errors import G4SegError, OutputError
 from g4seg_trt.refinement import Refinement
 from g4seg_trt.refiner import Refiner, engine_directory
 from g4seg_trt.timing import Timings
@@ -68,7 +69,8 @@ class _Tally:
 def refine_folder(arguments: argparse.Namespace) -> int:
     """Refine the masks of --images and write OUTPUT/probability, OUTPUT/label and OUTPUT/overlay.
 
-    Images whose outputs are all there are skipped. With --ground-truth they still count in the means.
+    Images whose outputs are all there are skipped. With --ground-truth they still count in the means. OUTPUT/run.json
+    tells what the outputs were made with: a run with other settings is refused, an image with other classes redone.
 
     Returns:
         The exit code: SOME_FAILED if an image could not be done.
@@ -82,15 +84,15 @@ def refine_folder(arguments: argparse.Namespace) -> int:
     items = _find(arguments, layout)
     jobs = [Job(item, layout, rule) for item in items]
     tally = _Tally()
-    todo = [job for job in jobs if not layout.is_done(job.item.stem)]
-    _skip([job for job in jobs if layout.is_done(job.item.stem)], tally, arguments.ground_truth is not None)
     with tally.timings.stage("open"):
         refiner, config = open_refiner(arguments)
     with refiner:
         facts = run_facts(arguments, refiner, config)
+        _claim(layout, _settings(facts, rule), jobs)
         say_note(refiner)
-        make_folders(layout.folders())
-        _refine(refiner, config, todo, tally)
+        todo = [job for job in jobs if not layout.is_done(job.item.stem)]
+        _skip([job for job in jobs if layout.is_done(job.item.stem)], tally, arguments.ground_truth is not None)
+        _refine(refiner, config, rule, todo, tally)
     tally.timings["total"] = perf_counter() - start
     if arguments.json is not None:
         write_json(arguments.json, _report(arguments, facts, items, tally))
@@ -107,9 +109,9 @@ def _find(arguments: argparse.Namespace, layout: Layout) -> list[Item]:
     truth = Path(arguments.ground_truth) if arguments.ground_truth is not None else None
     classes = read_classes(Path(arguments.classes)) if arguments.classes is not None else None
     items = pair(images, masks, class_name=name, classes=classes, truth=truth)
-    inputs = input_files(images, masks, truth, layout.folders())
+    inputs = input_files(images, masks, truth, layout.all_folders())
     inputs += folder_files(engine_directory(arguments.engine))
-    outputs = [path for item in items for path in layout.possible(item.stem)]
+    outputs = [layout.record, *(path for item in items for path in layout.possible(item.stem))]
     if arguments.classes is not None:
         inputs.append(Path(arguments.classes))
     if arguments.json not in (None, STDOUT):
@@ -117,6 +119,39 @@ def _find(arguments: argparse.Namespace, layout: Layout) -> list[Item]:
         check_writable(outputs[-1])
     check_distinct(outputs, inputs)
     return items
+
+
+def _settings(facts: dict[str, Any], rule: BackgroundRule) -> dict[str, Any]:
+    """What the results depend on beside the images, their masks and their classes."""
+    return {
+        "version": facts["version"],
+        "engine manifest sha256": facts["engine"]["manifest_sha256"],
+        "background": str(rule),
+        **facts["config"],
+    }
+
+
+def _claim(layout: Layout, settings: dict[str, Any], jobs: Sequence[Job]) -> None:
+    """Make the output folders and their record, unless they hold results of a run with other settings.
+
+    Files of images whose classes are not those recorded are removed first: should the run end early, the record
+    never vouches for them.
+
+    Raises:
+        OutputError: if the output folder belongs to another run or cannot be written.
+    """
+    record = RunRecord.read(layout.record)
+    if record is not None:
+        record.check_same(settings, layout.root)
+    elif layout.has_results():
+        raise OutputError(f"{layout.root} holds results and no {layout.record.name} to go on from: {REMEDY}")
+    make_folders(layout.folders())
+    before = record.classes if record is not None else {}
+    now = {job.item.stem: names for job in jobs if (names := job.classes()) is not None}
+    for stem, names in now.items():
+        if before.get(stem) != names:
+            layout.remove(stem)
+    RunRecord(settings, {**before, **now}).write(layout.record)
 
 
 def _skip(done: Sequence[Job], tally: _Tally, measure: bool) -> None:
@@ -127,7 +162,7 @@ def _skip(done: Sequence[Job], tally: _Tally, measure: bool) -> None:
             tally.failures[job.item.stem] = str(error)
 
 
-def _refine(refiner: Refiner, config: RefineConfig, todo: Sequence[Job], tally: _Tally) -> None:
+def _refine(refiner: Refiner, config: RefineConfig, rule: BackgroundRule, todo: Sequence[Job], tally: _Tally) -> None:
     """Refine what is to do: reading runs ahead in a thread of the Refiner, writing follows in another."""
     terminal = sys.stderr.isatty()
     bar = tqdm(
@@ -148,7 +183,8 @@ def _refine(refiner: Refiner, config: RefineConfig, todo: Sequence[Job], tally: 
         bar.update()
 
     with bar, ThreadPoolExecutor(max_workers=1, thread_name_prefix="g4seg-write") as writer:
-        for job, outcome in refiner.refine_many(((job, job.load) for job in todo), config=config):
+        loads = ((job, job.load) for job in todo)
+        for job, outcome in refiner.refine_many(loads, background=rule, config=config):
             if isinstance(outcome, G4SegError):
                 job.drop()
                 tally.failures[job.item.stem] = str(outcome)

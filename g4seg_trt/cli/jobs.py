@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from g4seg_trt.arrays import Bytes, Floats, Labels
-from g4seg_trt.atomic import check_writable
+from g4seg_trt.atomic import check_writable, reason
 from g4seg_trt.cli.measures import ClassFigures, GroundTruth, figures, label_both, read_ground_truth
 from g4seg_trt.cli.pairing import Item, MaskSource
-from g4seg_trt.errors import InputError, MaskError
+from g4seg_trt.errors import InputError, MaskError, OutputError
 from g4seg_trt.geometry import load_image
 from g4seg_trt.masks import (
     probability_suffix,
@@ -21,7 +21,7 @@ from g4seg_trt.masks import (
 )
 from g4seg_trt.overlay import draw_overlay, write_overlay
 from g4seg_trt.refinement import Refinement
-from g4seg_trt.update import BackgroundRule, label_map
+from g4seg_trt.update import BACKGROUND, BackgroundRule, label_map
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,27 @@ class Layout:
     root: Path
     overlay: bool
 
+    @property
+    def record(self) -> Path:
+        """What the results were made with."""
+        return self.root / "run.json"
+
     def folders(self) -> list[Path]:
         """Every folder that files are written to."""
-        return [self.root / name for name in ("probability", "label", *(["overlay"] if self.overlay else []))]
+        return [folder for folder in self.all_folders() if self.overlay or folder.name != "overlay"]
+
+    def all_folders(self) -> list[Path]:
+        """The same, with that of the pictures whether or not they are asked for."""
+        return [self.root / name for name in ("probability", "label", "overlay")]
+
+    def has_results(self) -> bool:
+        """Whether any file lies in one of the folders."""
+        return any(
+            path.is_file() and not path.name.startswith(".")
+            for folder in self.all_folders()
+            if folder.is_dir()
+            for path in folder.iterdir()
+        )
 
     def probability(self, stem: str, classes: int) -> Path:
         """The probabilities of one image: .png for one class, .npz for several."""
@@ -53,14 +71,27 @@ class Layout:
         return self.root / "overlay" / f"{stem}.png"
 
     def possible(self, stem: str) -> list[Path]:
-        """Every file that may be written for one image."""
+        """Every file that may be there for one image after any run."""
+        return [self.probability(stem, 1), self.probability(stem, 2), self.label(stem), self.picture(stem)]
+
+    def asked(self, stem: str) -> list[Path]:
+        """Those of them that this run may write."""
         pictures = [self.picture(stem)] if self.overlay else []
         return [self.probability(stem, 1), self.probability(stem, 2), self.label(stem), *pictures]
 
     def is_done(self, stem: str) -> bool:
         """Whether all of one image's files are there; written atomically, they are whole then."""
-        one, several, *others = self.possible(stem)
+        one, several, *others = self.asked(stem)
         return (one.is_file() or several.is_file()) and all(path.is_file() for path in others)
+
+    def remove(self, stem: str) -> None:
+        """Remove one image's files; raises OutputError."""
+        for path in self.possible(stem):
+            try:
+                if path.is_file():
+                    path.unlink()
+            except OSError as error:
+                raise OutputError(f"cannot remove {path}: {reason(error)}") from error
 
 
 @dataclass
@@ -86,22 +117,27 @@ class Job:
         self._rule = rule
         self._loaded: _Loaded | None = None
 
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the image's classes, None if its masks cannot be found or opened."""
+        try:
+            return self._source().classes(background=self._rule.kind == "channel")
+        except InputError:
+            return None
+
     def load(self) -> tuple[Bytes, dict[str, Floats]]:
-        """Read the image uint8 RGB [H,W,3] and its masks.
+        """Read the image uint8 RGB [H,W,3] and its masks, with the rule "channel" also that of the background.
 
         Raises:
             InputError: if anything about this image cannot be read or is missing, or an output has no place.
         """
         source = self._source()
-        for path in self._layout.possible(self.item.stem):
+        for path in self._layout.asked(self.item.stem):
             check_writable(path)
         image = load_image(self.item.image)
         masks, background = source.read(background=self._rule.kind == "channel")
         size = (image.shape[0], image.shape[1])
-        if background is not None and background.shape != size:
-            raise MaskError(f"the mask of the background is not {size[1]}x{size[0]} pixels as its image is")
         self._loaded = _Loaded(image, masks, background, self._truth(list(masks), size))
-        return image, masks
+        return image, masks if background is None else {**masks, BACKGROUND: background}
 
     def drop(self) -> None:
         """Let go of the inputs of an image that will not be finished."""

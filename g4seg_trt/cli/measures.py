@@ -107,8 +107,9 @@ def read_ground_truth(path: Path, names: Sequence[str], size: tuple[int, int]) -
     """Read the true regions of the classes.
 
     Args:
-        path: for one class its mask, 0/255 or a probability, true from 0.5 on. For several a .npz with
-            their names, a folder of CLASS.png, or an index PNG: 0 background, the classes in order, 255 for
+        path: for one class its mask, 0/255 or a probability, true from 0.5 on; if 1 and 255 are all that it holds
+            beside 0, then 1 is the object and 255 are pixels that do not count. For several a .npz with their
+            names, a folder of such masks CLASS.png, or an index PNG: 0 background, the classes in order, 255 for
             pixels that do not count.
         names: the classes.
         size: (height, width) of the image.
@@ -129,7 +130,21 @@ def read_ground_truth(path: Path, names: Sequence[str], size: tuple[int, int]) -
         if name not in masks:
             raise MaskError(f"{path}: no ground truth of the class {name!r}")
         _check_size(masks[name], size, path)
-    return GroundTruth({name: np.asarray(masks[name] >= 0.5) for name in names}, np.ones(size, dtype=np.bool_))
+    regions: dict[str, Bools] = {}
+    valid: Bools = np.ones(size, dtype=np.bool_)
+    for name in names:
+        regions[name], counts = _one_class(masks[name])
+        valid &= counts
+    return GroundTruth(regions, valid)
+
+
+def _one_class(values: Floats) -> tuple[Bools, Bools]:
+    """The region and the pixels that count, bool [H,W]."""
+    # PASCAL VOC's values, as read from a grey picture: as probabilities the ignored band would be the object.
+    one, ignored = values == np.float32(1) / np.float32(IGNORE), values == 1.0
+    if one.any() and ignored.any() and (one | ignored | (values == 0.0)).all():
+        return np.asarray(one), np.asarray(~ignored)
+    return np.asarray(values >= 0.5), np.ones(values.shape, dtype=np.bool_)
 
 
 def _from_index(path: Path, names: Sequence[str], size: tuple[int, int]) -> GroundTruth:

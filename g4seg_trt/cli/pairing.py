@@ -11,16 +11,14 @@ from pathlib import Path
 from g4seg_trt.arrays import Floats
 from g4seg_trt.atomic import reason
 from g4seg_trt.errors import ClassNameError, InputError, MaskError
-from g4seg_trt.masks import NAMED_READERS, SINGLE_READERS, pick, read_mask, read_masks
+from g4seg_trt.masks import NAMED_READERS, SINGLE_READERS, npz_names, pick, read_mask, read_masks
 from g4seg_trt.prompt import check_class_name
+from g4seg_trt.update import BACKGROUND
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
 """Files of an image folder with another suffix are left alone."""
-
-BACKGROUND = "background"
-"""The name of the mask that the background rule `channel` takes."""
 
 LAYOUTS = "STEM.png, STEM.npy, STEM.npz or STEM/CLASS.png"
 
@@ -38,6 +36,11 @@ class MaskSource:
     where: Path
     files: Mapping[str, Path]
     names: tuple[str, ...] | None
+
+    def classes(self, *, background: bool) -> tuple[str, ...]:
+        """The names of the classes that `read` gives, without reading the masks; raises MaskError."""
+        names = self.names or tuple(self.files) or npz_names(self.where)
+        return tuple(name for name in names if not (background and name == BACKGROUND))
 
     def read(self, *, background: bool) -> tuple[dict[str, Floats], Floats | None]:
         """Read the masks.

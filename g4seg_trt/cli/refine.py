@@ -64,7 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--background",
         metavar="RULE",
         default="constant:0.5",
-        help="how labels are decided: constant:T, power:P, or channel (a mask of the class background) "
+        help="how labels are decided, and with them where each class is injected: constant:T, power:P, or channel "
+        "(a mask of the class background) "
         "(default: %(default)s)",
     )
     add_setting_options(parser)

@@ -13,7 +13,7 @@ from g4seg_trt.cli.common import DONE, STDOUT, say, write_json
 from g4seg_trt.cli.facts import open_refiner, percent, run_facts, say_note, seconds, stages
 from g4seg_trt.cli.measures import ClassFigures, GroundTruth, figures, label_both, mean_iou, read_ground_truth
 from g4seg_trt.cli.outputs import check_distinct, folder_files
-from g4seg_trt.cli.pairing import BACKGROUND, check_names
+from g4seg_trt.cli.pairing import check_names
 from g4seg_trt.errors import ConfigError, OutputError
 from g4seg_trt.geometry import load_image
 from g4seg_trt.inputs import check_masks
@@ -22,7 +22,7 @@ from g4seg_trt.overlay import check_overlay_path, draw_overlay, write_overlay
 from g4seg_trt.refinement import Refinement
 from g4seg_trt.refiner import engine_directory
 from g4seg_trt.timing import Timings
-from g4seg_trt.update import BackgroundRule
+from g4seg_trt.update import BACKGROUND, BackgroundRule
 
 
 def refine_image(arguments: argparse.Namespace) -> int:
@@ -44,15 +44,15 @@ def refine_image(arguments: argparse.Namespace) -> int:
     outputs = _check_outputs(arguments, files, len(files) - channel)
     with spent.stage("read"):
         image, masks, truth = _read(arguments, files, channel)
-    background = masks.pop(BACKGROUND) if channel else None
     with spent.stage("open"):
         refiner, config = open_refiner(arguments)
     with refiner:
         refiner.set_image(image)
-        refinement = refiner.refine(masks, config=config)
+        refinement = refiner.refine(masks, background=rule, config=config)
         facts = run_facts(arguments, refiner, config)
         say_note(refiner)  # not earlier: a refused input gets its one line and no other
     spent.add(refinement.timings)
+    background = masks.pop(BACKGROUND) if channel else None
     before, after = label_both(masks, refinement.probabilities, rule, background)
     measured = figures(list(masks), before, after, truth)
     with spent.stage("write"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from g4seg_trt.arrays import Floats
 from g4seg_trt.errors import MaskError, OutputError
-from g4seg_trt.masks.array import as_probability, read_npy, read_npz, write_npz
+from g4seg_trt.masks.array import as_probability, npz_names, read_npy, read_npz, write_npz
 from g4seg_trt.masks.png import IGNORE, label_colours, read_index_png, read_png, write_label_png, write_png
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "as_probability",
     "check_probability_path",
     "label_colours",
+    "npz_names",
     "pick",
     "probability_suffix",
     "read_index_png",

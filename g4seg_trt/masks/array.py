@@ -56,6 +56,17 @@ def read_npy(path: Path) -> Floats:
     return as_probability(array, str(path))
 
 
+def npz_names(path: Path) -> tuple[str, ...]:
+    """The class names of a .npz file, in the file's order; raises MaskError if it is missing or damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return tuple(name.removesuffix(".npy") for name in archive.namelist())
+    except FileNotFoundError as error:
+        raise MaskError(f"{path}: no such file") from error
+    except _BROKEN_FILE as error:
+        raise MaskError(f"{path}: not a .npz archive, or damaged ({reason(error)})") from error
+
+
 def read_npz(path: Path) -> dict[str, Floats]:
     """Read a .npz file: key = class name, value = its probability.
 

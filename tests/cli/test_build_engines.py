@@ -14,7 +14,7 @@ import pytest
 
 from g4seg_engine.manifest import load_engine
 from g4seg_trt.cli.build_engines import main
-from g4seg_trt.errors import G4SegError
+from g4seg_trt.errors import ConfigError, G4SegError
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Done
@@ -49,6 +49,12 @@ def test_options_reach_the_export(
         ]
     )
     assert code == 0
+    check = calls[0].pop("check_recommended")
+    check({"beta": 0.5, "certainty_filter": None})
+    with pytest.raises(ConfigError, match=r"random:sd21: g4seg.json: recommended: beta is 3, allowed"):
+        check({"beta": 3})
+    with pytest.raises(ConfigError, match=r"g4seg.json: recommended: unknown refine setting 'mask_threshold'"):
+        check({"mask_threshold": 0.5})
     assert calls == [
         {
             "model": "random:sd21",

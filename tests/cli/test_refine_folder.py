@@ -110,7 +110,15 @@ def test_the_background_channel_is_found_beside_the_classes(
     done = refine_here(*folder.arguments(toy_engine, *options))
     assert done.code == 0, done.err
     for stem in folder.stems:
-        refined = read_mask(folder.output / "probability" / f"{stem}.png", "disc")
+        single = folder.root / "single.png"
+        archive = folder.masks / f"{stem}.npz"
+        alone = refine_here(
+            *("--engine", toy_engine, "--image", folder.images / f"{stem}.png", "--background", "channel"),
+            *("--mask", f"disc={archive}", "--mask", f"background={archive}", "--output", single),
+        )
+        assert alone.code == 0, alone.err
+        assert single.read_bytes() == (folder.output / "probability" / f"{stem}.png").read_bytes()
+        refined = read_mask(single, "disc")
         label = read_index_png(folder.output / "label" / f"{stem}.png")
         assert ((label > 0) == (refined >= 0.7)).mean() > 0.999  # 16 bits may fall on the other side
 
@@ -134,6 +142,124 @@ def test_a_second_run_does_only_what_is_missing(
     assert json.loads(third.out)["iou"] == json.loads(first.out)["iou"], "what is done counts in the means"
     with_pictures = refine_here(*arguments, "--overlay")
     assert "4 refined" in with_pictures.out, "an output that is asked for is missing"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--beta", 0.25), "beta 0.5, now 0.25"),
+        (("--certainty-filter", "off"), "certainty_filter [0.1, 0.9], now null"),
+        (("--background", "power:2"), "background constant:0.5, now power:2"),
+        (("--seed", 3, "--emi-self", 0), "emi_self 0.3, now 0.0; seed 0, now 3"),
+        (("--engine", "other"), "engine manifest sha256 "),
+    ],
+)
+def test_results_of_another_run_are_not_taken_for_this_one_s(
+    options: tuple[object, ...],
+    words: str,
+    refine_here: Command,
+    toy_engine: Path,
+    folder: Folder,
+    files_of: Files,
+) -> None:
+    arguments = folder.arguments(toy_engine, "--class-name", "disc")
+    assert refine_here(*arguments).code == 0
+    whole = files_of(folder.output)
+    if "other" in options:
+        options = ("--engine", shutil.copytree(toy_engine, folder.root / "other"))
+        manifest = json.loads((folder.root / "other" / "manifest.json").read_text("utf-8"))
+        manifest["note"] = "another"
+        (folder.root / "other" / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    done = refine_here(*arguments, *options)
+    assert done.code == 1
+    assert len(done.lines) == 1
+    assert words in done.err
+    assert "choose another --output, or delete the folder" in done.err
+    assert files_of(folder.output) == whole
+    shutil.rmtree(folder.output)
+    assert refine_here(*arguments, *options).code == 0
+
+
+@pytest.mark.parametrize("record", [None, "", "[]", '{"settings": {}}', '{"settings": {}, "classes": {"a": 3}}'])
+def test_results_of_unknown_origin_are_not_resumed(
+    record: str | None, refine_here: Command, toy_engine: Path, folder: Folder, files_of: Files
+) -> None:
+    arguments = folder.arguments(toy_engine, "--class-name", "disc")
+    assert refine_here(*arguments).code == 0
+    (folder.output / "run.json").unlink()
+    if record is not None:
+        (folder.output / "run.json").write_text(record)
+    whole = files_of(folder.output)
+    done = refine_here(*arguments)
+    assert done.code == 1
+    assert len(done.lines) == 1
+    assert "run.json" in done.err
+    assert "choose another --output" in done.err
+    assert files_of(folder.output) == whole
+
+
+def test_another_version_s_results_are_not_resumed(refine_here: Command, toy_engine: Path, folder: Folder) -> None:
+    arguments = folder.arguments(toy_engine, "--class-name", "disc")
+    assert refine_here(*arguments).code == 0
+    record = json.loads((folder.output / "run.json").read_text("utf-8"))
+    version = record["settings"]["version"]
+    record["settings"]["version"] = "0.0.1"
+    (folder.output / "run.json").write_text(json.dumps(record), "utf-8")
+    assert f"version 0.0.1, now {version}" in refine_here(*arguments).err
+
+
+def test_images_whose_classes_changed_are_done_again(
+    refine_here: Command, toy_engine: Path, folder: Folder, files_of: Files
+) -> None:
+    a, b, d, u = folder.stems
+    classes = folder.root / "classes.json"
+    both = read_mask(folder.masks / f"{d}.png", "disc")
+    (folder.masks / f"{d}.png").unlink()
+    np.savez(folder.masks / f"{d}.npz", disc=both, star=both[::-1])
+    arguments = folder.arguments(toy_engine, "--classes", classes)
+    classes.write_text(json.dumps({a: "disc", b: "disc", d: ["disc", "star"], u: "disc"}), "utf-8")
+    assert refine_here(*arguments, "--overlay").code == 0
+    old = files_of(folder.output)
+    classes.write_text(json.dumps({a: "disc", b: "box", d: "star", u: "disc"}), "utf-8")
+    done = refine_here(*arguments)
+    assert "2 refined, 2 skipped (done before)" in done.out, done.err
+    new = files_of(folder.output)
+    assert new[f"probability/{b}.png"] != old[f"probability/{b}.png"], "another word, another result"
+    assert f"probability/{d}.npz" not in new
+    assert f"probability/{d}.png" in new
+    assert f"overlay/{d}.png" not in new, "no picture of the old classes stays"
+    assert all(new[name] == old[name] for name in old if f"/{a}." in name or f"/{u}." in name)
+    assert "4 skipped" in refine_here(*arguments).out
+    # Without names on the command line those in the archive count.
+    for stem in (a, b, u):
+        (folder.images / f"{stem}.png").unlink()
+    assert "1 refined" in refine_here(*folder.arguments(toy_engine)).out
+    assert "1 skipped" in refine_here(*folder.arguments(toy_engine)).out
+    np.savez(folder.masks / f"{d}.npz", disc=both)
+    assert "1 refined" in refine_here(*folder.arguments(toy_engine)).out
+
+
+def test_classes_that_changed_are_not_forgotten_when_the_redo_fails(
+    refine_here: Command, toy_engine: Path, folder: Folder
+) -> None:
+    assert refine_here(*folder.arguments(toy_engine, "--class-name", "disc")).code == 0
+    picture = (folder.images / "a.png").read_bytes()
+    (folder.images / "a.png").write_bytes(b"broken")
+    box = folder.arguments(toy_engine, "--class-name", "box")
+    assert "3 refined, 0 skipped (done before), 1 failed" in refine_here(*box).out
+    (folder.images / "a.png").write_bytes(picture)
+    assert "1 refined, 3 skipped" in refine_here(*box).out
+
+
+def test_the_record_overwrites_no_input(refine_here: Command, toy_engine: Path, folder: Folder) -> None:
+    folder.output.mkdir()
+    classes = folder.output / "run.json"
+    classes.write_text(json.dumps(dict.fromkeys(folder.stems, "disc")), "utf-8")
+    text = classes.read_bytes()
+    done = refine_here(*folder.arguments(toy_engine, "--classes", classes))
+    assert done.code == 1
+    assert "it is the input" in done.err
+    assert classes.read_bytes() == text
 
 
 def test_bad_files_are_listed_at_the_end_and_the_rest_is_done(

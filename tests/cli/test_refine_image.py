@@ -153,7 +153,13 @@ def test_settings_come_from_options_then_preset_then_engine(
 def test_background_rules(refine_here: Command, toy_engine: Path, scene: Scene, tmp_path: Path) -> None:
     ground = np.clip(1 - scene.probability, 0, 0.6)
     np.save(tmp_path / "ground.npy", ground)
-    labels = {}
+    labels, injected = {}, {}
+    with Refiner.from_engine(toy_engine) as refiner:
+        refiner.set_image(scene.pixels)
+        for rule in ("constant:0.9", "constant:0.3", "power:2", "channel"):
+            masks = {"disc": scene.probability, **({"background": ground} if rule == "channel" else {})}
+            injected[rule] = refiner.refine(masks, background=rule).probabilities["disc"]
+    assert (injected["constant:0.9"] != injected["constant:0.3"]).any(), "the rule decides where a class is injected"
     for rule in ("constant:0.3", "power:2", "channel"):
         done = refine_here(
             *("--engine", toy_engine, "--image", scene.image, "--mask", f"disc={scene.mask}"),
@@ -163,6 +169,7 @@ def test_background_rules(refine_here: Command, toy_engine: Path, scene: Scene, 
         assert done.code == 0, done.err
         labels[rule] = read_index_png(tmp_path / "label.png") > 0
         refined = [read_mask(tmp_path / "out.png", "disc")]
+        assert np.abs(refined[0] - injected[rule]).max() < 1e-4
         assert (labels[rule] == (label_map(refined, rule, ground) > 0)).all()
     assert (labels["constant:0.3"] != labels["power:2"]).any()
     assert (labels["channel"] != labels["power:2"]).any()

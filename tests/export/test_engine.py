@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,20 @@ def test_a_local_model_becomes_a_complete_engine(engine: tuple[Path, Manifest], 
     assert manifest.note == "a test model"
     assert (directory / "tokenizer.json").read_bytes() == (half_folder / "tokenizer.json").read_bytes()
     assert manifest.build_command == (f"g4seg-build-engines --model {half_folder} --output {directory} --overwrite")
+
+
+def test_recommended_settings_are_checked_before_anything_is_exported(
+    half_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("g4seg_export.engine._export_one", lambda *_: pytest.fail("exported"))
+
+    def check(settings: Mapping[str, Any]) -> None:
+        assert settings == {"timestep": 200, "beta": 0.5}
+        raise SourceError("not these")
+
+    with pytest.raises(SourceError, match="not these"):
+        export_engine(str(half_folder), tmp_path / "out", progress=False, check_recommended=check)
+    assert not list(tmp_path.iterdir())
 
 
 def test_parity_figures_are_in_the_manifest(engine: tuple[Path, Manifest]) -> None:

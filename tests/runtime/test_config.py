@@ -23,7 +23,6 @@ configs = st.builds(
     emi_cross=st.floats(-1e6, 1e6),
     seed=st.integers(0, 2**64 - 1),
     soften=st.none() | st.floats(0, 0.25),
-    mask_threshold=st.floats(0, 1, exclude_min=True),
 )
 
 
@@ -32,7 +31,6 @@ def test_the_defaults_are_the_paper_s() -> None:
     assert (config.timestep, config.beta, config.certainty_filter) == (400, 0.8, (0.2, 0.6))
     assert (config.emi_self, config.emi_cross, config.seed) == (0.3, 1.0, 0)
     assert config.soften is None
-    assert config.mask_threshold == 0.5
     assert resolve_config(preset="wsss").beta == 0.9
 
 
@@ -69,8 +67,6 @@ def test_json_round_trip(config: RefineConfig) -> None:
         ("seed", 0.5),
         ("soften", -0.1),
         ("soften", 0.3),
-        ("mask_threshold", 0.0),
-        ("mask_threshold", 1.5),
     ],
 )
 def test_values_that_are_not_allowed_are_named(name: str, value: Any) -> None:

@@ -18,6 +18,7 @@ from g4seg_trt.refinement import KEEP
 from g4seg_trt.refiner import EMBEDDED, Refiner, engine_directory
 from g4seg_trt.soften import soften
 from g4seg_trt.timing import STAGES
+from g4seg_trt.update import label_map
 
 Make = Callable[..., Refiner]
 Scene = Callable[..., tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
@@ -85,11 +86,12 @@ def test_classes_are_refined_by_themselves(make_refiner: Make, make_scene: Scene
     image, mask = make_scene(40, 40)
     other = np.where(mask > 0.9, 0.0, mask[:, ::-1] * 0.9).astype(np.float32)
     for batch_size in (1, 2, 3):
-        refiner = make_refiner(batch_size=batch_size, beta=0.1, mask_threshold=0.95)
+        refiner = make_refiner(batch_size=batch_size, beta=0.1)
         refiner.set_image(image)
-        both = refiner.refine({"disc": mask, "cat": other}).probabilities
-        assert np.array_equal(both["disc"], refiner.refine({"disc": mask}).probabilities["disc"])
-        assert np.array_equal(both["cat"], refiner.refine({"cat": other}).probabilities["cat"])
+        rule = "constant:0.95"  # so high that no pixel is claimed twice
+        both = refiner.refine({"disc": mask, "cat": other}, background=rule).probabilities
+        for name, one in (("disc", mask), ("cat", other)):
+            assert np.array_equal(both[name], refiner.refine({name: one}, background=rule).probabilities[name])
 
 
 def test_where_classes_overlap_only_the_larger_is_injected(make_refiner: Make, make_scene: Scene, runners: Any) -> None:
@@ -100,6 +102,53 @@ def test_where_classes_overlap_only_the_larger_is_injected(make_refiner: Make, m
     first, second = runners["unet"].calls[-1]["mask"]
     assert first.any()
     assert not second.any()
+
+
+@pytest.mark.parametrize("rule", ["constant:0.5", "constant:0.2", "power:2", "channel"])
+def test_the_injected_masks_are_the_label_map(rule: str, make_refiner: Make, make_scene: Scene, runners: Any) -> None:
+    image, mask = make_scene(32, 32)
+    other, background = np.roll(mask, 12, axis=1) * np.float32(0.9), np.full((32, 32), 0.6, dtype=np.float32)
+    masks = {"disc": mask, "cat": other}
+    refiner = make_refiner(batch_size=2)
+    refiner.set_image(image)
+    given = {"background": background, **masks} if rule == "channel" else masks
+    refined = refiner.refine(given, background=rule)
+    assert list(refined.probabilities) == ["disc", "cat"], "the background's map is no class"
+    labels = label_map([mask, other], rule, background)
+    centres = 4 * np.arange(8) + 2
+    injected = runners["unet"].calls[-1]["mask"][:, 0]
+    for label, one in enumerate(injected, start=1):
+        assert np.array_equal(one, (labels == label)[np.ix_(centres, centres)]), label
+        assert one.any()
+    streamed = [result for _, result in refiner.refine_many([(0, lambda: (image, given))], background=rule)]
+    assert np.array_equal(runners["unet"].calls[-1]["mask"][:, 0], injected)
+    assert np.array_equal(streamed[0].probabilities["disc"], refined.probabilities["disc"])  # type: ignore[union-attr]
+
+
+def test_one_class_is_injected_from_one_half_on(make_refiner: Make, make_scene: Scene, runners: Any) -> None:
+    image, _ = make_scene(8, 8)
+    mask = np.repeat(np.array([[0.3, 0.49999, 0.5, 0.9]], dtype=np.float32), 2, axis=1).repeat(8, axis=0)
+    refiner = make_refiner()
+    refiner.set_image(image)
+    refiner.refine({"disc": mask})
+    assert runners["unet"].calls[-1]["mask"][0, 0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_background_rules_that_cannot_be_used(make_refiner: Make, make_scene: Scene) -> None:
+    image, mask = make_scene(20, 20)
+    refiner = make_refiner()
+    refiner.set_image(image)
+    with pytest.raises(ConfigError, match="'often'"):
+        refiner.refine({"disc": mask}, background="often")
+    with pytest.raises(ConfigError, match="'often'"):
+        refiner.refine_many([], background="often")
+    with pytest.raises(ConfigError, match='a mask of the class "background"'):
+        refiner.refine({"disc": mask}, background="channel")
+    with pytest.raises(MaskError, match="beside the one of the background"):
+        refiner.refine({"background": mask}, background="channel")
+    with pytest.raises(MaskError, match=r"'background'.*same size"):
+        refiner.refine({"disc": mask, "background": mask[:3]}, background="channel")
+    assert list(refiner.refine({"background": mask}).probabilities) == ["background"], "a class like any other"
 
 
 def test_hard_masks_are_softened_and_said_so(make_refiner: Make, make_scene: Scene, runners: Any) -> None:
@@ -151,7 +200,7 @@ def test_a_mask_too_faint_to_be_injected(make_refiner: Make, make_scene: Scene) 
     refiner.set_image(image)
     refined = refiner.refine({"disc": faint})
     assert not np.array_equal(refined.probabilities["disc"], faint)
-    assert ["reaches 0.5 at no position" in warning for warning in refined.warnings] == [True]
+    assert ["holds no position" in warning for warning in refined.warnings] == [True]
     off = refiner.refine({"disc": faint}, config=RefineConfig(emi_self=0.0, emi_cross=0.0))
     assert off.warnings == []
 
