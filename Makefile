@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 DEMO := g4seg_trt/assets/demo
 DEMO_OUTPUT := demo-output
-DEMO_CLASS := star
+DEMO_CLASS := cross
 
 .PHONY: demo test check format clean
 .DELETE_ON_ERROR:

@@ -59,9 +59,7 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path, monkeypatch:
     original = train.Scenes.batch
     calls = 0
 
-    def dying(
-        self: train.Scenes, generator: torch.Generator, count: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def dying(self: train.Scenes, generator: torch.Generator, count: int) -> train.Batch:
         nonlocal calls
         calls += 1
         if calls == 2:

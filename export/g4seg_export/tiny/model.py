@@ -16,6 +16,7 @@ from g4seg_export.tiny.scenes import SIZE
 
 TEXT_WIDTH = 128
 FEATURE_WIDTH = 64
+PATCH = 4
 
 
 def make_vae() -> Any:
@@ -86,7 +87,7 @@ def make_image_encoder() -> CLIPVisionModelWithProjection:
             num_hidden_layers=4,
             num_attention_heads=4,
             image_size=SIZE,
-            patch_size=4,
+            patch_size=PATCH,
             projection_dim=FEATURE_WIDTH,
             hidden_act="gelu",
         )

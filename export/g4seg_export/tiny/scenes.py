@@ -141,31 +141,21 @@ class Scene:
 def make_scene(rng: np.random.Generator, kind: str) -> Scene:
     """One scene of ``kind`` ("plain" or "shuffled"); the same generator state gives the same scene."""
     while True:
-        scene = _try_scene(rng, kind, None, (11, 20), SIZE / 2 - 12)
+        scene = _try_scene(rng, kind)
         if scene is not None:
             return scene
 
 
-def make_portrait(rng: np.random.Generator, kind: str) -> Scene:
-    """A scene with one large object near the middle, as most captioned photographs show it; for training alone."""
-    while True:
-        scene = _try_scene(rng, kind, 1, (17, 28), 8)
-        if scene is not None:
-            return scene
-
-
-def _try_scene(
-    rng: np.random.Generator, kind: str, count: int | None, radii: tuple[float, float], spread: float
-) -> Scene | None:
+def _try_scene(rng: np.random.Generator, kind: str) -> Scene | None:
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + np.float32(0.5)
     palette = PALETTE if kind == "plain" else PALETTE[rng.choice(len(PALETTE), size=2, replace=False)]
     image = _ground(rng, GROUND_PALETTE if kind == "plain" else palette, x, y)
     owner = np.full((SIZE, SIZE), -1)
-    drawn = rng.choice(len(CLASSES), size=count or int(rng.integers(1, 4)), replace=False)
+    drawn = rng.choice(len(CLASSES), size=int(rng.integers(1, 4)), replace=False)
     for index in drawn:
         cls = CLASSES[index]
-        radius = rng.uniform(*radii)
-        centre = rng.uniform(SIZE / 2 - spread, SIZE / 2 + spread, size=2)
+        radius = rng.uniform(11, 20)
+        centre = rng.uniform(12, SIZE - 12, size=2)
         angle = rng.uniform(0, 2 * math.pi)
         cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
         dx, dy = (x - centre[0]) / radius, (y - centre[1]) / radius

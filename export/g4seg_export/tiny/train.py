@@ -1,9 +1,15 @@
 """Trains the miniature model on synthetic scenes: ``python -m g4seg_export.tiny.train --work DIR``.
 
-Four stages, each seeded and resumable (a checkpoint every minute): ``vae``; ``text`` (image and text encoder together,
-contrastive); ``encoder`` (the image encoder goes on against the finished texts, on portraits too); ``unet`` (one-step
-denoising, conditioned on the caption of one object). Captions are all the supervision: no stage sees a mask. Stages
-that do not need each other may run side by side (``--stage vae`` and ``--stage text``, then ``encoder`` and ``unet``).
+Five stages, each seeded and resumable (a checkpoint every minute):
+
+- ``vae``: autoencoder.
+- ``text``: image and text encoder together, contrastive, from captions alone.
+- ``encoder``: the image encoder goes on, every patch against the captions, with the scenes' exact masks. Captions alone
+  taught it the plain scenes and nothing of the shuffled ones in the time that a CPU has; CLIP had 400 million pairs.
+- ``unet``: one-step denoising, conditioned on the caption of one object. It never sees a mask.
+- ``decoder``: the autoencoder's decoder goes on alone, with the image encoder as its perceptual loss.
+
+The first two stages may run side by side, then ``encoder`` and ``unet``.
 ``--stage all`` writes the weights folder in diffusers' layout, half precision, that ``--model tiny`` exports;
 ``--stage write`` does that alone, from finished stages.
 """
@@ -27,7 +33,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from g4seg_export.tiny import model as tiny
-from g4seg_export.tiny.scenes import CLASS_NAMES, KINDS, NOTE, SIZE, Scene, make_portrait, make_scene
+from g4seg_export.tiny.scenes import CLASS_NAMES, KINDS, NOTE, SIZE, make_scene
 from g4seg_export.tiny.tokenizer import train_tokenizer, write_tokenizer
 
 TEMPLATES = ("a photo of {}", "a photo of a {}")
@@ -46,44 +52,56 @@ class Stage:
 STAGES = {
     "vae": Stage(steps=2700, batch=16, learning_rate=1e-3),
     "text": Stage(steps=1850, batch=32, learning_rate=1e-3),
-    "encoder": Stage(steps=3000, batch=32, learning_rate=1e-3),
-    "unet": Stage(steps=6500, batch=32, learning_rate=6e-4),
+    "encoder": Stage(steps=2400, batch=32, learning_rate=1e-3),
+    "decoder": Stage(steps=800, batch=16, learning_rate=6e-4),
+    "unet": Stage(steps=2200, batch=32, learning_rate=8e-4),
 }
 
 
+@dataclass(frozen=True)
+class Batch:
+    """images float [B,3,64,64] in [0,1]; labels int64 [B,64,64], 0 for ground, 1.. the classes; present float [B,8]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    present: torch.Tensor
+
+
 class Scenes:
-    """A training pool: images uint8 [N,3,64,64], visible classes bool [N,8]; made once, kept in ``work``.
+    """The training pool: images uint8 [N,3,64,64], labels uint8 [N,64,64]; made once, kept in ``work``."""
 
-    Args:
-        work: folder of the pool's file.
-        seed: seed of its scenes.
-        make: make_scene or make_portrait; the pool is named for it.
-    """
-
-    def __init__(self, work: Path, seed: int, make: Callable[[np.random.Generator, str], Scene] = make_scene) -> None:
-        name = make.__name__.removeprefix("make_") + "s"
-        path = work / f"{name}-{seed}.npz"
+    def __init__(self, work: Path, seed: int) -> None:
+        path = work / f"scenes-{seed}.npz"
         if not path.is_file():
             images = np.empty((POOL, 3, SIZE, SIZE), np.uint8)
-            present = np.zeros((POOL, len(CLASS_NAMES)), bool)
-            for index in tqdm(range(POOL), desc=name):
-                scene = make(np.random.default_rng([seed, index, 1]), KINDS[index % len(KINDS)])
+            labels = np.zeros((POOL, SIZE, SIZE), np.uint8)
+            for index in tqdm(range(POOL), desc="scenes"):
+                scene = make_scene(np.random.default_rng([seed, index, 1]), KINDS[index % len(KINDS)])
                 images[index] = scene.image.transpose(2, 0, 1)
-                present[index] = [name in scene.masks for name in CLASS_NAMES]
+                for name, mask in scene.masks.items():
+                    labels[index][mask] = CLASS_NAMES.index(name) + 1
             partial = path.with_suffix(".part.npz")
-            np.savez(partial, images=images, present=present)
+            np.savez(partial, images=images, labels=labels)
             partial.replace(path)
         data = np.load(path)
         self.images = torch.from_numpy(data["images"])
-        self.present = torch.from_numpy(data["present"])
+        self.labels = torch.from_numpy(data["labels"])
+        numbers = range(1, len(CLASS_NAMES) + 1)
+        self.present = torch.stack([(self.labels == number).any(2).any(1) for number in numbers], dim=1).float()
 
-    def batch(self, generator: torch.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Indices, images float [B,3,64,64] in [0,1] turned and mirrored at random, present classes float [B,8]."""
+    def with_images(self, images: torch.Tensor) -> Scenes:
+        """The first scenes with other pictures of them, uint8 [n,3,64,64]."""
+        pool = copy.copy(self)
+        pool.images = images
+        return pool
+
+    def batch(self, generator: torch.Generator, count: int) -> Batch:
+        """Random scenes, all turned and mirrored in one random way."""
         index = torch.randint(len(self.images), (count,), generator=generator)
-        images = self.images[index].float() / 255
         turn, mirror = (int(torch.randint(n, (1,), generator=generator)) for n in (4, 2))
-        images = torch.rot90(images, turn, (2, 3))
-        return index, images.flip(3) if mirror else images, self.present[index].float()
+        turned = [torch.rot90(part[index], turn, (-2, -1)) for part in (self.images, self.labels)]
+        images, labels = (part.flip(-1) if mirror else part for part in turned)
+        return Batch(images.float() / 255, labels.long(), self.present[index])
 
 
 def run_stage(
@@ -151,8 +169,7 @@ def train_vae(scenes: Scenes, work: Path, seed: int) -> Any:
     vae = tiny.make_vae()
 
     def loss_of(generator: torch.Generator) -> torch.Tensor:
-        _, images, _ = scenes.batch(generator, STAGES["vae"].batch)
-        target = images * 2 - 1
+        target = scenes.batch(generator, STAGES["vae"].batch).images * 2 - 1
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(target).latent_dist
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
@@ -183,7 +200,7 @@ class Captions:
 
 
 class Contrast:
-    """Images against captions by their best-matching patches; which classes are visible is all the supervision."""
+    """Image encoder and text encoder in one space: a patch is compared with the captions of all classes."""
 
     def __init__(self) -> None:
         self.captions = Captions()
@@ -195,26 +212,21 @@ class Contrast:
         nn.init.constant_(self.scale.bias, -5.0)
 
     def texts(self, template: int) -> torch.Tensor:
+        """Unit embeddings of the captions [8,64]."""
         pooled = self.text_encoder(input_ids=self.captions.ids[template]).pooler_output
         return functional.normalize(self.projection(pooled).float(), dim=-1)
 
-    def loss(
-        self, images: torch.Tensor, present: torch.Tensor, texts: torch.Tensor, generator: torch.Generator
-    ) -> torch.Tensor:
-        # The generated images come through a decoder: features must bear noise and a loss of sharpness.
-        if torch.rand(1, generator=generator) < 0.5:
-            soft = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-            images = images.lerp(soft, float(torch.rand(1, generator=generator)))
+    def similarity(self, images: torch.Tensor, texts: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Of every patch with every caption: images [B,3,64,64] -> [B,256,8]."""
         images = images + 0.04 * torch.randn(images.shape, generator=generator)
-        similarity = tiny.patch_features(self.image_encoder, images).float() @ texts.T
-        # Half of the patches take part in a step, so that an object is found in all its parts, not the telling one.
-        kept = torch.rand(similarity.shape[:2], generator=generator) < 0.5
-        weights = (10 * similarity).masked_fill(~kept[..., None], -1e4).softmax(dim=1)
-        score = self.scale((weights * similarity).sum(dim=1)[..., None])[..., 0].float()
-        return functional.binary_cross_entropy_with_logits(score, present)
+        return tiny.patch_features(self.image_encoder, images).float() @ texts.T
+
+    def logits(self, similarity: torch.Tensor) -> torch.Tensor:
+        return self.scale(similarity[..., None])[..., 0].float()  # type: ignore[no-any-return]
 
 
 def train_text(scenes: Scenes, work: Path, seed: int) -> Contrast:
+    """Which classes are visible, from the best-matching patches."""
     contrast = Contrast()
     modules = nn.ModuleDict(
         {
@@ -226,30 +238,44 @@ def train_text(scenes: Scenes, work: Path, seed: int) -> Contrast:
     )
 
     def loss_of(generator: torch.Generator) -> torch.Tensor:
-        _, images, present = scenes.batch(generator, STAGES["text"].batch)
+        batch = scenes.batch(generator, STAGES["text"].batch)
         template = int(torch.randint(len(TEMPLATES), (1,), generator=generator))
         with torch.autocast("cpu", torch.bfloat16):
-            return contrast.loss(images, present, contrast.texts(template), generator)
+            similarity = contrast.similarity(batch.images, contrast.texts(template), generator)
+            # Half of the patches take part in a step, so that an object is found in all its parts.
+            kept = torch.rand(similarity.shape[:2], generator=generator) < 0.5
+            weights = (10 * similarity).masked_fill(~kept[..., None], -1e4).softmax(dim=1)
+            score = contrast.logits((weights * similarity).sum(dim=1))
+        return functional.binary_cross_entropy_with_logits(score, batch.present)
 
     run_stage("text", modules, loss_of, work, seed)
     modules.eval()
     return contrast
 
 
-def train_encoder(contrast: Contrast, scenes: Scenes, work: Path, seed: int) -> Any:
-    """The image encoder alone, from where the text stage left it, on scenes and portraits in turn."""
-    portraits = Scenes(work, seed, make_portrait)
+def train_encoder(contrast: Contrast, scenes: Scenes, decoded: torch.Tensor, work: Path, seed: int) -> Any:
+    """Which class each patch shows, from where the text stage left the image encoder; the texts stay.
+
+    Ground is the direction away from all captions. The low fixed scale pulls the patches of a class together until
+    little but the class is left in a feature: a neighbour is then anywhere on the object, not where the texture is.
+    Half of the pictures have been through the autoencoder, as generated ones have: without that, features of thin
+    outlines are lost in the decoder's softness.
+    """
+    pools = scenes, scenes.with_images(decoded)
     with torch.no_grad():
         texts = torch.stack([contrast.texts(template) for template in range(len(TEMPLATES))]).mean(dim=0)
-    modules = nn.ModuleDict({"image": contrast.image_encoder, "scale": contrast.scale})
+        targets = functional.normalize(torch.cat([-texts.mean(dim=0, keepdim=True), texts]), dim=-1)
 
     def loss_of(generator: torch.Generator) -> torch.Tensor:
-        half = STAGES["encoder"].batch // 2
-        batches = [pool.batch(generator, half)[1:] for pool in (scenes, portraits)]
-        images, present = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        pool = pools[int(torch.randint(2, (1,), generator=generator))]
+        batch = pool.batch(generator, STAGES["encoder"].batch)
+        shown = functional.one_hot(batch.labels, len(targets)).float()
+        shares = functional.avg_pool2d(shown.permute(0, 3, 1, 2), tiny.PATCH).flatten(2)
         with torch.autocast("cpu", torch.bfloat16):
-            return contrast.loss(images, present, texts, generator)
+            similarity = contrast.similarity(batch.images, targets, generator)
+        return functional.cross_entropy(8 * similarity.float().transpose(1, 2), shares)
 
+    modules = nn.ModuleDict({"image": contrast.image_encoder})
     run_stage("encoder", modules, loss_of, work, seed)
     modules.eval()
     return contrast.image_encoder
@@ -257,21 +283,64 @@ def train_encoder(contrast: Contrast, scenes: Scenes, work: Path, seed: int) -> 
 
 @torch.no_grad()
 def encode_pool(vae: Any, scenes: Scenes, work: Path) -> torch.Tensor:
-    """Posterior means of the pool and its mirror images [2N,8,16,16], scaled to unit deviation by the VAE's factor."""
+    """Posterior means of the pool [N,8,16,16], scaled to unit deviation by the VAE's factor, which is set here."""
     path = work / "latents.pt"
     if not path.is_file():
-        parts = []
         with torch.autocast("cpu", torch.bfloat16):
-            for mirrored in (False, True):
-                for chunk in tqdm(torch.split(scenes.images, 128), desc="latents"):
-                    images = chunk.float() / 127.5 - 1
-                    images = images.flip(3) if mirrored else images
-                    parts.append(vae.encode(images).latent_dist.mean.float())
+            parts = [
+                vae.encode(chunk.float() / 127.5 - 1).latent_dist.mean.float()
+                for chunk in tqdm(torch.split(scenes.images, 64), desc="latents")
+            ]
         torch.save(torch.cat(parts), path)
     latents: torch.Tensor = torch.load(path, weights_only=True)
     factor = round(float(1 / latents.std()), 5)
     vae.register_to_config(scaling_factor=factor)
     return latents * factor
+
+
+@torch.no_grad()
+def decode_pool(vae: Any, latents: torch.Tensor, work: Path, seed: int) -> torch.Tensor:
+    """The first half of the pool through the decoder, its latents a little off as a generation's are: uint8."""
+    path = work / "decoded.pt"
+    if not path.is_file():
+        generator = torch.Generator().manual_seed(seed)
+        parts = []
+        for chunk in tqdm(torch.split(latents[: len(latents) // 2], 64), desc="decoded"):
+            noise = torch.randn(chunk.shape, generator=generator)
+            amount = 0.3 * torch.rand((len(chunk), 1, 1, 1), generator=generator)
+            with torch.autocast("cpu", torch.bfloat16):
+                images = vae.decode((chunk + amount * noise) / vae.config["scaling_factor"]).sample.float()
+            parts.append((images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8))
+        torch.save(torch.cat(parts), path)
+    decoded: torch.Tensor = torch.load(path, weights_only=True)
+    return decoded
+
+
+def train_decoder(vae: Any, image_encoder: Any, scenes: Scenes, latents: torch.Tensor, work: Path, seed: int) -> None:
+    """What the image encoder sees in a picture, it is to see in the decoded one: outlines count more than pixels."""
+    image_encoder.requires_grad_(False)
+    factor = vae.config["scaling_factor"]
+
+    def loss_of(generator: torch.Generator) -> torch.Tensor:
+        count = STAGES["decoder"].batch
+        index = torch.randint(len(latents), (count,), generator=generator)
+        clean = latents[index]
+        amount = 0.3 * torch.rand((count, 1, 1, 1), generator=generator)
+        noisy = clean + amount * torch.randn(clean.shape, generator=generator)
+        images = scenes.images[index].float() / 255
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = vae.decode(noisy / factor).sample.float() / 2 + 0.5
+            with torch.no_grad():
+                wanted = tiny.patch_features(image_encoder, images).float()
+            seen = tiny.patch_features(image_encoder, decoded.clamp(-0.1, 1.1)).float()
+        difference = 2 * (decoded - images)
+        rows, columns = (difference.diff(dim=axis).abs().mean() for axis in (2, 3))
+        loss: torch.Tensor = difference.abs().mean() + 0.5 * (rows + columns) + (1 - (seen * wanted).sum(-1)).mean()
+        return loss
+
+    modules = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    run_stage("decoder", modules, loss_of, work, seed)
+    modules.eval()
 
 
 def train_unet(latents: torch.Tensor, scenes: Scenes, text_encoder: nn.Module, work: Path, seed: int) -> Any:
@@ -281,7 +350,6 @@ def train_unet(latents: torch.Tensor, scenes: Scenes, text_encoder: nn.Module, w
     unet = tiny.make_unet()
     average = copy.deepcopy(unet).requires_grad_(False)
     alphas = tiny.make_scheduler().alphas_cumprod
-    present = scenes.present.repeat(2, 1).float()
 
     def loss_of(generator: torch.Generator) -> torch.Tensor:
         count = STAGES["unet"].batch
@@ -293,7 +361,7 @@ def train_unet(latents: torch.Tensor, scenes: Scenes, text_encoder: nn.Module, w
             alphas[timestep].sqrt().view(-1, 1, 1, 1),
             (1 - alphas[timestep]).sqrt().view(-1, 1, 1, 1),
         )
-        named = torch.multinomial(present[index], 1, generator=generator)[:, 0]
+        named = torch.multinomial(scenes.present[index], 1, generator=generator)[:, 0]
         template = torch.randint(len(TEMPLATES), (count,), generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             predicted = unet(signal * clean + spread * noise, timestep, texts[template, named]).sample.float()
@@ -335,18 +403,22 @@ def train(choice: str, work: Path, seed: int) -> dict[str, Any]:
     """Runs one stage and what it needs (finished stages are only loaded), or all: the modules by folder name."""
     scenes = Scenes(work, seed)
     parts: dict[str, Any] = {}
-    torch.manual_seed(seed)
-    if choice not in ("text", "encoder"):
+    if choice != "text":
+        torch.manual_seed(seed)
         parts["vae"] = train_vae(scenes, work, seed)
-    if choice == "vae":
+    if choice != "vae":
+        torch.manual_seed(seed + 1)
+        contrast = train_text(scenes, work, seed)
+        parts["text_encoder"] = contrast.text_encoder
+    if choice in ("vae", "text"):
         return parts
-    torch.manual_seed(seed + 1)
-    contrast = train_text(scenes, work, seed)
-    parts["text_encoder"] = contrast.text_encoder
-    if choice not in ("text", "unet"):
-        parts["image_encoder"] = train_encoder(contrast, scenes, work, seed)
-    if choice not in ("text", "encoder"):
-        latents = encode_pool(parts["vae"], scenes, work)
+    latents = encode_pool(parts["vae"], scenes, work)
+    if choice != "unet":
+        decoded = decode_pool(parts["vae"], latents, work, seed)
+        parts["image_encoder"] = train_encoder(contrast, scenes, decoded, work, seed)
+        if choice != "encoder":
+            train_decoder(parts["vae"], parts["image_encoder"], scenes, latents, work, seed)
+    if choice not in ("encoder", "decoder"):
         torch.manual_seed(seed + 2)
         parts["unet"] = train_unet(latents, scenes, contrast.text_encoder, work, seed)
     return parts
