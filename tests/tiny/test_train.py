@@ -9,20 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from g4seg_export.tiny import train
+from g4seg_export.tiny import loop, pool, train
 
 SHORT = {
-    "vae": train.Stage(2, 2, 1e-3),
-    "text": train.Stage(2, 2, 1e-3),
-    "encoder": train.Stage(2, 2, 1e-3),
-    "unet": train.Stage(3, 2, 1e-3),
+    "vae": loop.Stage(2, 2, 1e-3),
+    "text": loop.Stage(2, 2, 1e-3),
+    "encoder": loop.Stage(2, 2, 1e-3),
+    "decoder": loop.Stage(2, 2, 1e-3),
+    "unet": loop.Stage(3, 2, 1e-3),
 }
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "STAGES", SHORT)
-    monkeypatch.setattr(train, "POOL", 6)
+    monkeypatch.setattr(pool, "POOL", 6)
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -56,10 +57,10 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path, monkeypatch:
 
     undisturbed = text_stage(tmp_path / "one")
     # Save after every step, then die after the first.
-    original = train.Scenes.batch
+    original = pool.Scenes.batch
     calls = 0
 
-    def dying(self: train.Scenes, generator: torch.Generator, count: int) -> train.Batch:
+    def dying(self: pool.Scenes, generator: torch.Generator, count: int) -> pool.Batch:
         nonlocal calls
         calls += 1
         if calls == 2:
@@ -67,8 +68,8 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path, monkeypatch:
         return original(self, generator, count)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "SAVE_SECONDS", 0.0)
-        patch.setattr(train.Scenes, "batch", dying)
+        patch.setattr(loop, "SAVE_SECONDS", 0.0)
+        patch.setattr(pool.Scenes, "batch", dying)
         with pytest.raises(KeyboardInterrupt):
             text_stage(tmp_path / "two")
     assert torch.load(tmp_path / "two" / "text.pt", weights_only=True)["step"] == 1

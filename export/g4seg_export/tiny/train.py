@@ -19,34 +19,22 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from g4seg_export.tiny import model as tiny
-from g4seg_export.tiny.scenes import CLASS_NAMES, KINDS, NOTE, SIZE, make_scene
+from g4seg_export.tiny.loop import Stage, run_stage
+from g4seg_export.tiny.pool import Scenes
+from g4seg_export.tiny.scenes import CLASS_NAMES, NOTE, SIZE
 from g4seg_export.tiny.tokenizer import train_tokenizer, write_tokenizer
 
 TEMPLATES = ("a photo of {}", "a photo of a {}")
-POOL = 16384
-SAVE_SECONDS = 60.0
 WEIGHTS = Path(__file__).parent / "weights"
-
-
-@dataclass(frozen=True)
-class Stage:
-    steps: int
-    batch: int
-    learning_rate: float
 
 
 STAGES = {
@@ -56,113 +44,6 @@ STAGES = {
     "decoder": Stage(steps=800, batch=16, learning_rate=6e-4),
     "unet": Stage(steps=2200, batch=32, learning_rate=8e-4),
 }
-
-
-@dataclass(frozen=True)
-class Batch:
-    """images float [B,3,64,64] in [0,1]; labels int64 [B,64,64], 0 for ground, 1.. the classes; present float [B,8]."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    present: torch.Tensor
-
-
-class Scenes:
-    """The training pool: images uint8 [N,3,64,64], labels uint8 [N,64,64]; made once, kept in ``work``."""
-
-    def __init__(self, work: Path, seed: int) -> None:
-        path = work / f"scenes-{seed}.npz"
-        if not path.is_file():
-            images = np.empty((POOL, 3, SIZE, SIZE), np.uint8)
-            labels = np.zeros((POOL, SIZE, SIZE), np.uint8)
-            for index in tqdm(range(POOL), desc="scenes"):
-                scene = make_scene(np.random.default_rng([seed, index, 1]), KINDS[index % len(KINDS)])
-                images[index] = scene.image.transpose(2, 0, 1)
-                for name, mask in scene.masks.items():
-                    labels[index][mask] = CLASS_NAMES.index(name) + 1
-            partial = path.with_suffix(".part.npz")
-            np.savez(partial, images=images, labels=labels)
-            partial.replace(path)
-        data = np.load(path)
-        self.images = torch.from_numpy(data["images"])
-        self.labels = torch.from_numpy(data["labels"])
-        numbers = range(1, len(CLASS_NAMES) + 1)
-        self.present = torch.stack([(self.labels == number).any(2).any(1) for number in numbers], dim=1).float()
-
-    def with_images(self, images: torch.Tensor) -> Scenes:
-        """The first scenes with other pictures of them, uint8 [n,3,64,64]."""
-        pool = copy.copy(self)
-        pool.images = images
-        return pool
-
-    def batch(self, generator: torch.Generator, count: int) -> Batch:
-        """Random scenes, all turned and mirrored in one random way."""
-        index = torch.randint(len(self.images), (count,), generator=generator)
-        turn, mirror = (int(torch.randint(n, (1,), generator=generator)) for n in (4, 2))
-        turned = [torch.rot90(part[index], turn, (-2, -1)) for part in (self.images, self.labels)]
-        images, labels = (part.flip(-1) if mirror else part for part in turned)
-        return Batch(images.float() / 255, labels.long(), self.present[index])
-
-
-def run_stage(
-    name: str,
-    modules: nn.ModuleDict,
-    loss_of: Callable[[torch.Generator], torch.Tensor],
-    work: Path,
-    seed: int,
-    average: nn.Module | None = None,
-) -> None:
-    """The training loop: AdamW, warm-up, constant rate, linear decay over the last fifth. Saves ``work/name.pt``."""
-    stage = STAGES[name]
-    optimizer = torch.optim.AdamW(modules.parameters(), stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    path = work / f"{name}.pt"
-    start = 0
-    if path.is_file():
-        state = torch.load(path, weights_only=True)
-        modules.load_state_dict(state["modules"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-        if average is not None:
-            average.load_state_dict(state["average"])
-
-    def save(step: int) -> None:
-        state = {"step": step, "modules": modules.state_dict(), "optimizer": optimizer.state_dict()}
-        if average is not None:
-            state["average"] = average.state_dict()
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
-
-    saved = time.monotonic()
-    smooth = math.nan
-    with tqdm(total=stage.steps, initial=start, desc=name, mininterval=5) as bar:
-        for step in range(start, stage.steps):
-            # Each step has a generator of its own, so that a resumed run sees the batches of an undisturbed one.
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step * 7 + len(name))
-            rate = min(1.0, (step + 1) / 200, (stage.steps - step) / (0.2 * stage.steps))
-            for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate * rate
-            loss = loss_of(generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-            optimizer.step()
-            if average is not None:
-                _follow(average, next(iter(modules.values())), min(0.999, step / (step + 50)))
-            value = float(loss.detach())
-            smooth = value if math.isnan(smooth) else 0.98 * smooth + 0.02 * value
-            bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
-            bar.update()
-            if time.monotonic() - saved > SAVE_SECONDS:
-                save(step + 1)
-                saved = time.monotonic()
-    if start < stage.steps:
-        save(stage.steps)
-
-
-@torch.no_grad()
-def _follow(average: nn.Module, current: nn.Module, decay: float) -> None:
-    for kept, new in zip(average.parameters(), current.parameters(), strict=True):
-        kept.lerp_(new, 1 - decay)
 
 
 def train_vae(scenes: Scenes, work: Path, seed: int) -> Any:
@@ -180,7 +61,7 @@ def train_vae(scenes: Scenes, work: Path, seed: int) -> Any:
         loss: torch.Tensor = (decoded - target).abs().mean() + 0.5 * (rows + columns) + 3e-4 * divergence
         return loss
 
-    run_stage("vae", nn.ModuleDict({"vae": vae}), loss_of, work, seed)
+    run_stage("vae", STAGES["vae"], nn.ModuleDict({"vae": vae}), loss_of, work, seed)
     return vae.eval()
 
 
@@ -248,7 +129,7 @@ def train_text(scenes: Scenes, work: Path, seed: int) -> Contrast:
             score = contrast.logits((weights * similarity).sum(dim=1))
         return functional.binary_cross_entropy_with_logits(score, batch.present)
 
-    run_stage("text", modules, loss_of, work, seed)
+    run_stage("text", STAGES["text"], modules, loss_of, work, seed)
     modules.eval()
     return contrast
 
@@ -276,7 +157,7 @@ def train_encoder(contrast: Contrast, scenes: Scenes, decoded: torch.Tensor, wor
         return functional.cross_entropy(8 * similarity.float().transpose(1, 2), shares)
 
     modules = nn.ModuleDict({"image": contrast.image_encoder})
-    run_stage("encoder", modules, loss_of, work, seed)
+    run_stage("encoder", STAGES["encoder"], modules, loss_of, work, seed)
     modules.eval()
     return contrast.image_encoder
 
@@ -339,7 +220,7 @@ def train_decoder(vae: Any, image_encoder: Any, scenes: Scenes, latents: torch.T
         return loss
 
     modules = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
-    run_stage("decoder", modules, loss_of, work, seed)
+    run_stage("decoder", STAGES["decoder"], modules, loss_of, work, seed)
     modules.eval()
 
 
@@ -367,7 +248,7 @@ def train_unet(latents: torch.Tensor, scenes: Scenes, text_encoder: nn.Module, w
             predicted = unet(signal * clean + spread * noise, timestep, texts[template, named]).sample.float()
         return functional.mse_loss(predicted, signal * noise - spread * clean)
 
-    run_stage("unet", nn.ModuleDict({"unet": unet}), loss_of, work, seed, average)
+    run_stage("unet", STAGES["unet"], nn.ModuleDict({"unet": unet}), loss_of, work, seed, average)
     return average.eval()
 
 
