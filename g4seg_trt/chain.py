@@ -20,7 +20,7 @@ from g4seg_trt.errors import ConfigError, EngineError
 from g4seg_trt.geometry import pool_to_grid
 from g4seg_trt.injection import emi_weight
 from g4seg_trt.timing import Timings
-from g4seg_trt.update import mix
+from g4seg_trt.update import in_filter, mix, mix_at
 
 _BATCHED = ("unet", "vae_decoder", "image_encoder")
 
@@ -66,9 +66,10 @@ class Refined:
     """What comes out for one pair. The arrays belong to the caller.
 
     Attributes:
-        residual: S* - S on the grid, float32 [g,g].
-        indices: the most similar original position of every generated one, int64 [g*g].
-        similarities: their cosines, float32 [g*g].
+        residual: S* - S on the grid, float32 [g,g]; at resolution "pixel" on the square, [s,s].
+        indices: the most similar original position of every generated one, int64 [g*g]; at resolution "pixel"
+            [s*s], -1 at pixels outside the certainty filter, which are not searched.
+        similarities: their cosines, float32, as many; 0 where nothing was searched.
         generated: the generated image, RGB float32 [3,s,s] in [0,1].
         denoised: its latent, float32 [Z,h,h].
         timings: the pair's share of the batch's seconds by stage.
@@ -225,10 +226,33 @@ class HostChain:
         share: Timings,
     ) -> Refined:
         timings = Timings(share)
+        if config.resolution == "pixel":
+            return self._match_pixels(pair, features, generated, denoised, config, timings)
         with timings.stage("correspondence"):
             indices, similarities = nearest_positions(features, pair.encoded.features)
         with timings.stage("update"):
             residual = mix(pool_to_grid(pair.probability, self.dims.grid), indices, config.beta)
+        return Refined(residual, indices, similarities, generated, denoised, timings)
+
+    def _match_pixels(
+        self,
+        pair: ClassMask,
+        features: Floats,
+        generated: Floats,
+        denoised: Floats,
+        config: RefineConfig,
+        timings: Timings,
+    ) -> Refined:
+        probability = pair.probability
+        size = (probability.shape[0], probability.shape[1])
+        indices = np.full(probability.size, -1, dtype=np.int64)
+        similarities = np.zeros(probability.size, dtype=np.float32)
+        with timings.stage("correspondence"):
+            queries = np.flatnonzero(in_filter(probability, config.certainty_filter))
+            found = nearest_positions(features, pair.encoded.features, size, queries)
+            indices[queries], similarities[queries] = found
+        with timings.stage("update"):
+            residual = mix_at(probability, queries, found[0], config.beta)
         return Refined(residual, indices, similarities, generated, denoised, timings)
 
     def _run(self, network: str, inputs: Mapping[str, Floats | Ints], output: str) -> Floats:

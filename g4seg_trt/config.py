@@ -22,6 +22,9 @@ MAX_SOFTEN = 0.25
 HARD_MASK_SOFTEN = 0.02
 """The automatic Gaussian sigma of a two-valued mask, as a share of the longer side."""
 
+RESOLUTIONS = ("grid", "pixel")
+"""Where correspondences are searched."""
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {"tsss": {"beta": 0.8}, "wsss": {"beta": 0.9}}
 """Settings by source of the coarse mask: text-supervised (tsss) and weakly supervised (wsss) segmentation."""
 
@@ -39,6 +42,8 @@ class RefineConfig:
         seed: seed of the noise, an integer from 0 to 2**64 - 1.
         soften: sigma of the Gaussian that softens a mask, as a share of the image's longer side, 0 to 0.25.
             None softens masks whose every value is 0 or 1 by 0.02 and leaves the others alone.
+        resolution: where correspondences are searched: "grid", the feature grid, or "pixel", the pixels of the
+            model's square that the certainty filter lets through.
 
     Raises:
         ConfigError: if a value is outside what is allowed.
@@ -51,6 +56,7 @@ class RefineConfig:
     emi_cross: float = 1.0
     seed: int = 0
     soften: float | None = None
+    resolution: str = "grid"
 
     def __post_init__(self) -> None:
         self._integer("timestep", TIMESTEPS - 1)
@@ -58,6 +64,8 @@ class RefineConfig:
         self._number("beta", 0.0, 1.0)
         self._number("emi_self")
         self._number("emi_cross")
+        if self.resolution not in RESOLUTIONS:
+            raise ConfigError(f"resolution is {self.resolution!r}, allowed: {', '.join(RESOLUTIONS)}")
         if self.soften is not None:
             self._number("soften", 0.0, MAX_SOFTEN)
         if self.certainty_filter is not None:

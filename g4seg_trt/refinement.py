@@ -31,7 +31,8 @@ class Refinement:
         generated: on request, the generated image: uint8 RGB [s,s,3].
         denoised: on request, its latent: float32 [Z,h,h].
         indices: on request, for every grid position of the generated image the most similar one of the
-            original: int64 [g*g], row-major.
+            original: int64 [g*g], row-major; at resolution "pixel" for every pixel of the model's square,
+            int64 [s*s], -1 for those outside the certainty filter.
         similarities: on request, their cosines: float32 [g*g].
     """
 

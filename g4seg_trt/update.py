@@ -34,6 +34,24 @@ def mix(probability: Floats, indices: Ints, beta: float) -> Floats:
     return (np.float32(1.0 - beta) * (flat[indices] - flat)).reshape(probability.shape)
 
 
+def mix_at(probability: Floats, queries: Ints, indices: Ints, beta: float) -> Floats:
+    """What eq. 9 changes at some positions: as `mix` there, 0 elsewhere.
+
+    Args:
+        probability: S, float32 [H,W] in [0,1].
+        queries: the positions, int64 [n] in row-major order.
+        indices: the position most similar to each, int64 [n].
+        beta: as for `mix`.
+
+    Returns:
+        float32 [H,W] in [-1,1].
+    """
+    flat = probability.reshape(-1)
+    residual = np.zeros_like(flat)
+    residual[queries] = np.float32(1.0 - beta) * (flat[indices] - flat[queries])
+    return residual.reshape(probability.shape)
+
+
 def in_filter(probability: Floats, certainty_filter: tuple[float, float] | None) -> Array:
     """bool, shaped like `probability`: where the closed interval holds it; everywhere without a filter."""
     if certainty_filter is None:
@@ -53,7 +71,7 @@ def apply_residual(
     Args:
         given: the mask as given, float32 [H,W] in [0,1].
         probability: S, the same map or the softened one, float32 [H,W]: it decides the filter and is updated.
-        residual: S* - S on the grid, float32 [g,g].
+        residual: S* - S on the grid or the model's square, float32 [g,g] or [s,s].
         certainty_filter: closed interval of S that is updated, or None for all.
 
     Returns:

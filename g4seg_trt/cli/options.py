@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from g4seg_trt.config import PRESETS
+from g4seg_trt.config import PRESETS, RESOLUTIONS
 
 BACKENDS = ("onnxruntime",)
 """Backends that an engine can run on."""
 
-SETTINGS = ("timestep", "beta", "certainty_filter", "emi_self", "emi_cross", "seed", "soften")
+SETTINGS = ("timestep", "beta", "certainty_filter", "emi_self", "emi_cross", "seed", "soften", "resolution")
 """The fields of RefineConfig that have an option of the same name."""
 
 
@@ -63,6 +63,12 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
         default=absent,
         metavar="SIGMA|auto",
         help="blur of the mask, as a share of the longer side; auto: 0.02 if it has only 0 and 1",
+    )
+    add(
+        "--resolution",
+        choices=RESOLUTIONS,
+        default=absent,
+        help="search correspondences on the feature grid or between pixels",
     )
 
 

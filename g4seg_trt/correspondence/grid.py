@@ -9,37 +9,12 @@ from g4seg_trt.arrays import Floats, Ints
 _BLOCK = 1024
 
 
-def nearest_positions(
-    generated: Floats,
-    original: Floats,
-    size: tuple[int, int] | None = None,
-    queries: Ints | None = None,
-) -> tuple[Ints, Floats]:
-    """The most similar position of the original by cosine (eq. 8), for each position of the generated image.
-
-    A feature of norm 0 has similarity 0 to everything. Of equally similar positions the lowest index wins;
-    identical features are equally similar whatever the order of summation.
-
-    Args:
-        generated: float32 [P,g,g]; any scale.
-        original: float32 [P,g,g]; any scale.
-        size: None, the grid itself.
-        queries: positions of the generated image to look up, int64 [n] row-major; None for all g*g in order.
-
-    Returns:
-        indices int64 [n] into the original's positions (row-major), and their similarities float32 [n].
-
-    Raises:
-        ValueError: if the shapes do not fit together or `size` is given.
-    """
-    if size is not None:
-        raise ValueError(f"size is {size}, but only the grid itself (None) can be searched")
-    if generated.ndim != 3 or original.ndim != 3 or generated.shape[0] != original.shape[0]:
-        raise ValueError(f"features of shapes {generated.shape} and {original.shape}, expected [P,g,g] twice")
-    wanted = _unit_rows(generated)
+def nearest_on_grid(generated: Floats, original: Floats, queries: Ints | None = None) -> tuple[Ints, Floats]:
+    """The most similar grid position of the original for each of the generated image; see `nearest_positions`."""
+    wanted = unit_rows(generated)
     if queries is not None:
         wanted = wanted[queries]
-    candidates, positions = _distinct(_unit_rows(original))
+    candidates, positions, _ = distinct(unit_rows(original))
     indices = np.empty(len(wanted), dtype=np.int64)
     similarities = np.empty(len(wanted), dtype=np.float32)
     for start in range(0, len(wanted), _BLOCK):
@@ -50,7 +25,7 @@ def nearest_positions(
     return indices, similarities
 
 
-def _unit_rows(features: Floats) -> Floats:
+def unit_rows(features: Floats) -> Floats:
     """[P,g,g] -> [g*g,P] of norm 1, or 0 where the norm is 0."""
     rows = np.ascontiguousarray(features.reshape(features.shape[0], -1).T, dtype=np.float32)
     # Squares of float32 leave its range long before the values do.
@@ -59,13 +34,13 @@ def _unit_rows(features: Floats) -> Floats:
     return units
 
 
-def _distinct(rows: Floats) -> tuple[Floats, Ints]:
-    """Rows without repetition and the lowest position of each.
+def distinct(rows: Floats) -> tuple[Floats, Ints, Ints]:
+    """Rows without repetition, the lowest position of each, and the number of every position's row among them.
 
     A matrix product may round equal columns differently; with one column for all of them, ties stay ties.
     """
-    first: dict[bytes, int] = {}
-    for position, row in enumerate(rows + np.float32(0.0)):  # -0.0 becomes 0.0: equal numbers, equal bytes
-        first.setdefault(row.tobytes(), position)
-    positions = np.fromiter(first.values(), dtype=np.int64, count=len(first))
-    return rows[positions], positions
+    number: dict[bytes, int] = {}
+    keys = [row.tobytes() for row in rows + np.float32(0.0)]  # -0.0 becomes 0.0: equal numbers, equal bytes
+    numbers = np.array([number.setdefault(key, len(number)) for key in keys], dtype=np.int64)
+    positions = np.unique(numbers, return_index=True)[1]
+    return rows[positions], positions, numbers

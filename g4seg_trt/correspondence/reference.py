@@ -1,4 +1,4 @@
-"""The same search by brute force in float64, one query at a time: what the fast forms are tested against."""
+"""The same search by brute force in float64: what the fast forms are tested against."""
 
 from __future__ import annotations
 
@@ -6,25 +6,56 @@ import numpy as np
 
 from g4seg_trt.arrays import Doubles, Floats, Ints
 
+_BLOCK = 256
+_ZERO_NORM = 1e-6
 
-def nearest_positions_reference(generated: Floats, original: Floats) -> tuple[Ints, Doubles]:
-    """As `nearest_positions` for all queries: indices int64 [g*g], similarities float64 [g*g].
+
+def nearest_positions_reference(
+    generated: Floats,
+    original: Floats,
+    size: tuple[int, int] | None = None,
+    queries: Ints | None = None,
+) -> tuple[Ints, Doubles]:
+    """As `nearest_positions`: indices int64 [n], similarities float64 [n].
 
     Args:
         generated: float [P,g,g].
         original: float [P,g,g].
+        size: (height, width) of the pixels, or None for the grid.
+        queries: positions to look up, int64 [n], or None for all.
     """
-    wanted, candidates = _unit_rows(generated), _unit_rows(original)
+    wanted, candidates = positions_of(generated, size), positions_of(original, size)
+    if queries is not None:
+        wanted = wanted[queries]
     indices = np.zeros(len(wanted), dtype=np.int64)
     similarities = np.zeros(len(wanted), dtype=np.float64)
-    for query, feature in enumerate(wanted):
-        cosines = (candidates * feature).sum(axis=1)
-        indices[query] = int(np.argmax(cosines))
-        similarities[query] = cosines[indices[query]]
+    for start in range(0, len(wanted), _BLOCK):
+        # einsum without optimisation sums every cosine in the same order, so that equal features tie exactly.
+        cosines = np.einsum("ik,jk->ij", wanted[start : start + _BLOCK], candidates)
+        best = cosines.argmax(axis=1)
+        indices[start : start + _BLOCK] = best
+        similarities[start : start + _BLOCK] = cosines[np.arange(len(best)), best]
     return indices, similarities
 
 
-def _unit_rows(features: Floats) -> Doubles:
-    rows = features.reshape(features.shape[0], -1).T.astype(np.float64)
+def positions_of(features: Floats, size: tuple[int, int] | None = None) -> Doubles:
+    """[P,g,g] -> [n,P] in float64: normalised, at pixels upsampled and normalised again; 0 where the norm is 0."""
+    width, *grid = features.shape
+    units = _normalised(features.reshape(width, -1).T.astype(np.float64), 0.0)
+    if size is None:
+        return units
+    down, right = (_weights(cells, pixels) for cells, pixels in zip(grid, size, strict=True))
+    upsampled = np.einsum("hy,yxk,wx->hwk", down, units.reshape(*grid, width), right, optimize=True)
+    return _normalised(upsampled.reshape(-1, width), _ZERO_NORM)
+
+
+def _normalised(rows: Doubles, zero: float) -> Doubles:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.where(norms > 0, rows / np.where(norms > 0, norms, 1.0), 0.0)
+    return np.where(norms > zero, rows / np.where(norms > zero, norms, 1.0), 0.0)
+
+
+def _weights(cells: int, pixels: int) -> Doubles:
+    """float64 [pixels,cells]: bilinear interpolation between centres, edges clamped."""
+    place = np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1)
+    weights: Doubles = np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(cells)))
+    return weights

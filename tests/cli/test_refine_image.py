@@ -129,6 +129,7 @@ OPTIONS: list[tuple[list[str], dict[str, Any]]] = [
     (["--emi-self", "0", "--emi-cross", "-2.5"], {"emi_self": 0, "emi_cross": -2.5}),
     (["--soften", "0.1"], {"soften": 0.1}),
     (["--soften", "auto"], {"soften": None}),
+    (["--resolution", "pixel"], {"resolution": "pixel"}),
 ]
 
 

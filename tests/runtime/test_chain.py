@@ -14,6 +14,7 @@ from g4seg_trt.config import RefineConfig
 from g4seg_trt.correspondence.reference import nearest_positions_reference
 from g4seg_trt.errors import ConfigError, EngineError
 from g4seg_trt.injection import seeded_noise
+from g4seg_trt.update import in_filter
 
 Floats = npt.NDArray[np.float32]
 
@@ -57,6 +58,29 @@ def test_the_steps_of_one_pair(runners: Any, dims: ModelDims) -> None:
     pooled = one.probability.reshape(dims.grid, cell, dims.grid, cell).mean(axis=(1, 3), dtype=np.float64)
     expected = 0.7 * pooled.reshape(-1) + 0.3 * pooled.reshape(-1)[indices]
     assert np.abs((pooled + refined.residual).reshape(-1) - expected).max() < 1e-6
+    assert set(refined.timings) == {"unet", "vae_decoder", "image_encoder", "correspondence", "update"}
+
+
+@pytest.mark.parametrize("certainty_filter", [(0.2, 0.6), (0.0, 0.0), None])
+def test_at_pixel_resolution_only_uncertain_pixels_are_searched(
+    certainty_filter: tuple[float, float] | None, runners: Any, dims: ModelDims
+) -> None:
+    chain = HostChain(runners, dims)
+    one = pair(chain, 0)
+    config = RefineConfig(beta=0.7, certainty_filter=certainty_filter, resolution="pixel")
+    (refined,) = chain.refine_batch([one], config)
+    features = runners["image_encoder"].run({"image": refined.generated[None]})["features"][0]
+    size = one.probability.shape
+    expected, best = nearest_positions_reference(features, one.encoded.features, (size[0], size[1]))
+    searched = in_filter(one.probability, certainty_filter).reshape(-1)
+    assert (refined.indices[~searched] == -1).all()
+    assert not refined.similarities[~searched].any()
+    assert np.count_nonzero(refined.indices[searched] != expected[searched]) <= 0.01 * searched.sum()
+    assert (np.abs(refined.similarities - best)[searched] < 1e-6).all()
+    flat = one.probability.reshape(-1)
+    changed = np.where(searched, np.float32(0.3) * (flat[refined.indices] - flat), 0)
+    assert refined.residual.shape == size
+    assert np.abs(refined.residual.reshape(-1) - changed).max() < 1e-6
     assert set(refined.timings) == {"unet", "vae_decoder", "image_encoder", "correspondence", "update"}
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from g4seg_trt.config import PRESETS, RefineConfig, resolve_config
+from g4seg_trt.config import PRESETS, RESOLUTIONS, RefineConfig, resolve_config
 from g4seg_trt.errors import ConfigError, InputError
 
 shares = st.floats(0, 1, allow_nan=False)
@@ -23,6 +23,7 @@ configs = st.builds(
     emi_cross=st.floats(-1e6, 1e6),
     seed=st.integers(0, 2**64 - 1),
     soften=st.none() | st.floats(0, 0.25),
+    resolution=st.sampled_from(RESOLUTIONS),
 )
 
 
@@ -31,6 +32,7 @@ def test_the_defaults_are_the_paper_s() -> None:
     assert (config.timestep, config.beta, config.certainty_filter) == (400, 0.8, (0.2, 0.6))
     assert (config.emi_self, config.emi_cross, config.seed) == (0.3, 1.0, 0)
     assert config.soften is None
+    assert config.resolution == "grid"
     assert resolve_config(preset="wsss").beta == 0.9
 
 
@@ -67,6 +69,9 @@ def test_json_round_trip(config: RefineConfig) -> None:
         ("seed", 0.5),
         ("soften", -0.1),
         ("soften", 0.3),
+        ("resolution", "cell"),
+        ("resolution", None),
+        ("resolution", ["grid"]),
     ],
 )
 def test_values_that_are_not_allowed_are_named(name: str, value: Any) -> None:

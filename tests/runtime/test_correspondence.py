@@ -140,4 +140,9 @@ def test_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="expected"):
         nearest_positions(features(0, 5, 4), features(0, 6, 4))
     with pytest.raises(ValueError, match="size"):
-        nearest_positions(features(0, 5, 4), features(0, 5, 4), size=(8, 8))
+        nearest_positions(features(0, 5, 4), features(0, 5, 4), size=(8, 0))
+    with pytest.raises(ValueError, match="empty"):
+        nearest_positions(features(0, 5, 0), features(0, 5, 4))
+    for wrong in (-1, 64):
+        with pytest.raises(ValueError, match="queries from"):
+            nearest_positions(features(0, 5, 4), features(0, 5, 4), size=(8, 8), queries=np.array([0, wrong]))

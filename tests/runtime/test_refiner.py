@@ -50,6 +50,23 @@ def test_a_refinement_from_end_to_end(make_refiner: Make, make_scene: Scene) -> 
     assert all(seconds >= 0 for seconds in refined.timings.values())
 
 
+def test_pixel_resolution_from_end_to_end(make_refiner: Make, make_scene: Scene) -> None:
+    image, mask = make_scene(45, 61)
+    refiner = make_refiner(beta=0.3, resolution="pixel")
+    refiner.set_image(image)
+    refined = refiner.refine({"disc": mask}, keep=KEEP)
+    probability, indices = refined.probabilities["disc"], refined.indices["disc"]
+    square = resize_probability(mask, (32, 32)).reshape(-1)
+    assert indices.shape == refined.similarities["disc"].shape == (32 * 32,)
+    assert np.array_equal(indices >= 0, (square >= np.float32(0.2)) & (square <= np.float32(0.6)))
+    residual = np.where(indices >= 0, np.float32(0.7) * (square[indices] - square), np.float32(0))
+    lifted = np.clip(mask + upsample_residual(residual.reshape(32, 32), mask.shape), 0, 1)
+    inside = (mask >= np.float32(0.2)) & (mask <= np.float32(0.6))
+    assert np.abs(probability - lifted)[inside].max() < 1e-6
+    assert np.array_equal(probability[~inside], mask[~inside])
+    assert np.abs(probability - mask).max() > 0.01
+
+
 def test_nothing_is_kept_unless_asked_for(make_refiner: Make, make_scene: Scene) -> None:
     image, mask = make_scene(20, 20)
     refiner = make_refiner()

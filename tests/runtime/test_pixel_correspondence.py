@@ -1,0 +1,170 @@
+"""The pixel search by cell bounds against brute force over all pixels in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from g4seg_trt.correspondence import nearest_positions, pixel
+from g4seg_trt.correspondence.reference import nearest_positions_reference, positions_of
+
+Floats = npt.NDArray[np.float32]
+Size = tuple[int, int]
+
+KINDS = ("random", "smooth", "clustered", "duplicated", "constant", "zeros", "opposite", "signs", "nearly constant")
+kinds = st.sampled_from(KINDS)
+sizes = st.tuples(st.integers(1, 26), st.integers(1, 26))
+
+
+def features(kind: str, seed: int, width: int, grid: int) -> Floats:
+    generator = np.random.default_rng(seed)
+    drawn = generator.standard_normal((width, grid, grid))
+    if kind == "smooth":
+        drawn = 1.0 + np.sum([np.roll(drawn, (y, x), axis=(1, 2)) for y in range(3) for x in range(3)], axis=0)
+    elif kind == "clustered":
+        centres = generator.standard_normal((width, 3))
+        drawn = centres[:, generator.integers(0, 3, (grid, grid))] + 0.01 * drawn
+    elif kind == "duplicated":
+        drawn = generator.standard_normal((width, 2))[:, generator.integers(0, 2, (grid, grid))]
+    elif kind == "constant":
+        drawn = np.broadcast_to(drawn[:, :1, :1], drawn.shape)
+    elif kind == "zeros":
+        drawn = drawn * (generator.random((grid, grid)) < 0.5)
+    elif kind == "opposite":
+        drawn = drawn[:, :1, :1] * np.sign(drawn[:1])
+    elif kind == "signs":
+        drawn = np.sign(drawn)
+    elif kind == "nearly constant":
+        drawn = drawn[:, :1, :1] + 1e-5 * drawn
+    return np.ascontiguousarray(drawn, dtype=np.float32)
+
+
+def agree(generated: Floats, original: Floats, size: Size) -> None:
+    """What was found is as similar as brute force's best, and of exact ties the first."""
+    indices, similarities = nearest_positions(generated, original, size)
+    expected, best = nearest_positions_reference(generated, original, size)
+    assert indices.dtype == np.int64
+    assert similarities.dtype == np.float32
+    assert indices.shape == similarities.shape == (size[0] * size[1],)
+    of_found = np.einsum("ij,ij->i", positions_of(generated, size), positions_of(original, size)[indices])
+    assert (of_found >= best - 1e-6).all()
+    assert np.abs(similarities - best).max() < 1e-6
+    later = indices > expected
+    assert (of_found[later] > best[later] - 1e-6).all()
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(KINDS), st.sampled_from(KINDS), st.integers(0, 9999), st.integers(1, 24), st.integers(1, 7), sizes
+)
+def test_every_kind_of_features(one: str, other: str, seed: int, width: int, grid: int, size: Size) -> None:
+    agree(features(one, seed, width, grid), features(other, seed + 1, width, grid), size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("grid", "size"), [(8, (64, 64)), (7, (40, 61)), (1, (5, 9)), (2, (33, 16)), (13, (48, 48))])
+def test_an_image_and_its_slight_change(kind: str, grid: int, size: Size) -> None:
+    original = features(kind, 0, 32, grid)
+    agree(original + 0.1 * features("random", 1, 32, grid), original, size)
+
+
+@given(st.sampled_from(KINDS), st.integers(0, 999), st.integers(1, 6))
+@settings(deadline=None)
+def test_negative_similarities(kind: str, seed: int, grid: int) -> None:
+    generated = np.abs(features("random", seed, 9, grid)) + np.float32(0.1)
+    original = -np.abs(features(kind, seed + 1, 9, grid)) - np.float32(0.1)
+    agree(generated, original, (13, 17))
+    assert (nearest_positions(generated, original, (13, 17))[1] < 0).all()
+
+
+def test_a_pixel_of_norm_zero_beats_negative_similarities() -> None:
+    generated = np.array([1, 1, 1, 1], dtype=np.float32).reshape(1, 2, 2)
+    original = np.array([-1, 1, -1, 1], dtype=np.float32).reshape(1, 2, 2)
+    indices, _ = nearest_positions(-generated, np.abs(original), (3, 3))
+    assert not indices.any()
+    original = np.stack([-np.ones((2, 2)), np.array([[-1, 1], [-1, 1]])]).astype(np.float32)
+    original[0] = 0  # only the second feature is left: its middle column cancels
+    wanted = np.stack([np.ones((2, 2)), np.zeros((2, 2))]).astype(np.float32)
+    indices, similarities = nearest_positions(wanted, original, (3, 3))
+    assert not similarities.any()
+    assert not indices.any()
+    agree(np.stack([np.zeros((2, 2)), -np.ones((2, 2))]).astype(np.float32), original, (3, 3))
+
+
+@given(st.sampled_from(["duplicated", "constant"]), st.integers(0, 999), st.sampled_from([(32, 32), (16, 24)]))
+@settings(deadline=None)
+def test_of_identical_pixels_the_first_wins(kind: str, seed: int, size: Size) -> None:
+    """At whole power-of-two ratios equal pixels are equal to the last bit."""
+    generated, original = features("random", seed, 8, 4), features(kind, seed + 1, 8, 4)
+    indices, _ = nearest_positions(generated, original, size)
+    rows = positions_of(original, size)
+    for index in np.unique(indices):
+        assert index == np.flatnonzero((np.abs(rows - rows[index]) < 1e-12).all(axis=1))[0]
+
+
+@pytest.mark.parametrize("grid", [5, 37])
+def test_constant_features_cost_one_pixel(grid: int) -> None:
+    constant = np.full((6, grid, grid), 0.3, dtype=np.float32)
+    indices, similarities = nearest_positions(features("random", 0, 6, grid), constant, (64, 50))
+    assert not indices.any()
+    assert np.isfinite(similarities).all()
+
+
+def test_features_without_anything() -> None:
+    some, nothing = features("random", 0, 4, 3), np.zeros((4, 3, 3), dtype=np.float32)
+    for generated, original in ((some, nothing), (nothing, some)):
+        indices, similarities = nearest_positions(generated, original, (7, 8))
+        assert not indices.any()
+        assert not similarities.any()
+
+
+@given(st.integers(0, 999), st.floats(1e-12, 1e12))
+@settings(deadline=None)
+def test_scale_does_not_matter(seed: int, scale: float) -> None:
+    generated, original = features("random", seed, 12, 5), features("random", seed + 1, 12, 5)
+    plain, _ = nearest_positions(generated, original, (18, 20))
+    scaled, similarities = nearest_positions(generated * np.float32(scale), original / np.float32(scale), (18, 20))
+    assert (plain == scaled).mean() > 0.99
+    assert np.abs(similarities).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("kind", ["random", "smooth"])
+def test_queries_are_rows_of_the_whole(kind: str) -> None:
+    generated, original = features(kind, 0, 20, 6), features(kind, 1, 20, 6)
+    size = (41, 43)
+    indices, similarities = nearest_positions(generated, original, size)
+    queries = np.array([41 * 43 - 1, 0, 7, 7, 1030])
+    some, of_some = nearest_positions(generated, original, size, queries)
+    assert np.array_equal(some, indices[queries])
+    assert np.allclose(of_some, similarities[queries], rtol=0, atol=1e-6)
+    none, _ = nearest_positions(generated, original, size, queries[:0])
+    assert none.shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["_QUERIES", "_PAIRS", "_ROWS"])
+def test_blocks_of_any_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generated, original = features("smooth", 0, 10, 5), features("smooth", 1, 10, 5)
+    indices, _ = nearest_positions(generated, original, (20, 21))
+    monkeypatch.setattr(pixel, name, 3)
+    assert np.array_equal(nearest_positions(generated, original, (20, 21))[0], indices)
+
+
+def test_bounds_leave_few_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search is no brute force in disguise: of 225 cells a pixel compares only a few."""
+    original = features("random", 0, 256, 16)
+    generated = original + 0.7 * features("random", 1, 256, 16)
+    compared: list[int] = []
+    whole = pixel._Search._compare
+
+    def counting(self: pixel._Search, *arguments: Any) -> Any:
+        compared.append(len(arguments[2]))
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(pixel._Search, "_compare", counting)
+    nearest_positions(generated, original, (64, 64))
+    assert sum(compared) / 64**2 < 3
