@@ -13,14 +13,14 @@ import numpy as np
 from g4seg_engine.manifest import Manifest
 from g4seg_engine.runner import Runner, open_runner
 from g4seg_engine.spec import NETWORKS, ModelDims
-from g4seg_trt.arrays import Floats, Ints
+from g4seg_trt.arrays import Bools, Floats, Ints
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.correspondence import nearest_positions
 from g4seg_trt.errors import ConfigError, EngineError
 from g4seg_trt.geometry import pool_to_grid
 from g4seg_trt.injection import emi_weight
 from g4seg_trt.timing import Timings
-from g4seg_trt.update import in_filter, mix, mix_at
+from g4seg_trt.update import mix, mix_at
 
 _BATCHED = ("unet", "vae_decoder", "image_encoder")
 
@@ -51,6 +51,8 @@ class ClassMask:
         mask: the injected mask, float32 [1,h,h] of 0 and 1.
         probability: S on the model's square, float32 [s,s] in [0,1].
         noise: float32 [Z,h,h].
+        searched: for the resolution "pixel", where on the square a change can reach a pixel that the certainty filter
+            lets through, bool [s,s]; None for everywhere.
     """
 
     encoded: EncodedImage
@@ -59,6 +61,7 @@ class ClassMask:
     mask: Floats
     probability: Floats
     noise: Floats
+    searched: Bools | None = None
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,8 @@ class HostChain:
         indices = np.full(probability.size, -1, dtype=np.int64)
         similarities = np.zeros(probability.size, dtype=np.float32)
         with timings.stage("correspondence"):
-            queries = np.flatnonzero(in_filter(probability, config.certainty_filter))
+            wanted = np.ones(size, dtype=np.bool_) if pair.searched is None else pair.searched
+            queries = np.flatnonzero(wanted)
             found = nearest_positions(features, pair.encoded.features, size, queries)
             indices[queries], similarities[queries] = found
         with timings.stage("update"):

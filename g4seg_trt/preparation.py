@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from g4seg_engine.spec import ModelDims
 from g4seg_trt.arrays import Array, Bools, Floats
 from g4seg_trt.config import RefineConfig
@@ -30,6 +32,7 @@ class PreparedClass:
         softened: the share of the longer side it was softened by, 0 if it was not.
         mask: the injected mask, float32 [1,h,h].
         square: S on the model's square, float32 [s,s].
+        searched: see chain.ClassMask.
         still: why no pixel can change (a warning), or "".
     """
 
@@ -40,6 +43,7 @@ class PreparedClass:
     softened: float
     mask: Floats
     square: Floats
+    searched: Bools | None
     still: str
 
 
@@ -127,7 +131,17 @@ def _prepare(
     probability = soften(given, share) if share else given
     mask = injected_mask(binary, dims.latent_size)
     square = resize_probability(probability, (dims.square, dims.square))
-    return PreparedClass(name, prompt, given, probability, share, mask, square, _still(name, probability, config))
+    searched = _searched(probability, dims.square, config)
+    still = _still(name, probability, config)
+    return PreparedClass(name, prompt, given, probability, share, mask, square, searched, still)
+
+
+def _searched(probability: Floats, square: int, config: RefineConfig) -> Bools | None:
+    """Where on the square the lift reaches a pixel in the filter: bilinear weights both ways have the same support."""
+    if config.resolution != "pixel" or config.certainty_filter is None:
+        return None
+    passed = in_filter(probability, config.certainty_filter).astype(np.float32)
+    return resize_probability(passed, (square, square)) > 0.0
 
 
 def _still(name: str, probability: Floats, config: RefineConfig) -> str:

@@ -64,7 +64,9 @@ class Run:
         with preparation.timings.stage("text"):
             embeddings = [self._texts.of(one.prompt) for one in chosen]
         return {
-            one.name: ClassMask(encoded, embedding, one.prompt.token_mask, one.mask, one.square, self._noise)
+            one.name: ClassMask(
+                encoded, embedding, one.prompt.token_mask, one.mask, one.square, self._noise, one.searched
+            )
             for one, embedding in zip(chosen, embeddings, strict=True)
         }
 

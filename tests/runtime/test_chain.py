@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,11 +63,12 @@ def test_the_steps_of_one_pair(runners: Any, dims: ModelDims) -> None:
 
 
 @pytest.mark.parametrize("certainty_filter", [(0.2, 0.6), (0.0, 0.0), None])
-def test_at_pixel_resolution_only_uncertain_pixels_are_searched(
+def test_at_pixel_resolution_only_the_pixels_asked_for_are_searched(
     certainty_filter: tuple[float, float] | None, runners: Any, dims: ModelDims
 ) -> None:
     chain = HostChain(runners, dims)
     one = pair(chain, 0)
+    one = replace(one, searched=in_filter(one.probability, certainty_filter))
     config = RefineConfig(beta=0.7, certainty_filter=certainty_filter, resolution="pixel")
     (refined,) = chain.refine_batch([one], config)
     features = runners["image_encoder"].run({"image": refined.generated[None]})["features"][0]

@@ -50,16 +50,21 @@ def test_a_refinement_from_end_to_end(make_refiner: Make, make_scene: Scene) -> 
     assert all(seconds >= 0 for seconds in refined.timings.values())
 
 
-def test_pixel_resolution_from_end_to_end(make_refiner: Make, make_scene: Scene) -> None:
-    image, mask = make_scene(45, 61)
+@pytest.mark.parametrize("size", [(45, 61), (32, 32), (20, 90), (7, 5), (130, 31)])
+def test_pixel_resolution_searches_all_that_can_reach_a_pixel_in_the_filter(
+    size: tuple[int, int], make_refiner: Make, make_scene: Scene
+) -> None:
+    image, mask = make_scene(*size)
+    mask = np.where(np.indices(size).sum(0) % 7 == 0, np.float32(0.4), np.round(mask)).astype(np.float32)
     refiner = make_refiner(beta=0.3, resolution="pixel")
     refiner.set_image(image)
     refined = refiner.refine({"disc": mask}, keep=KEEP)
-    probability, indices = refined.probabilities["disc"], refined.indices["disc"]
+    everywhere = refiner.refine({"disc": mask}, keep=KEEP, config=refiner.config.merged({"certainty_filter": None}))
+    probability, indices = refined.probabilities["disc"], everywhere.indices["disc"]
+    assert indices.shape == everywhere.similarities["disc"].shape == (32 * 32,)
+    assert indices.min() >= 0
     square = resize_probability(mask, (32, 32)).reshape(-1)
-    assert indices.shape == refined.similarities["disc"].shape == (32 * 32,)
-    assert np.array_equal(indices >= 0, (square >= np.float32(0.2)) & (square <= np.float32(0.6)))
-    residual = np.where(indices >= 0, np.float32(0.7) * (square[indices] - square), np.float32(0))
+    residual = np.float32(0.7) * (square[indices] - square)
     lifted = np.clip(mask + upsample_residual(residual.reshape(32, 32), mask.shape), 0, 1)
     inside = (mask >= np.float32(0.2)) & (mask <= np.float32(0.6))
     assert np.abs(probability - lifted)[inside].max() < 1e-6
