@@ -229,23 +229,22 @@ class HostChain:
         share: Timings,
     ) -> Refined:
         timings = Timings(share)
-        if config.resolution == "pixel":
-            return self._match_pixels(pair, features, generated, denoised, config, timings)
+        match = self._match_pixels if config.resolution == "pixel" else self._match_grid
+        residual, indices, similarities = match(pair, features, config, timings)
+        return Refined(residual, indices, similarities, generated, denoised, timings)
+
+    def _match_grid(
+        self, pair: ClassMask, features: Floats, config: RefineConfig, timings: Timings
+    ) -> tuple[Floats, Ints, Floats]:
         with timings.stage("correspondence"):
             indices, similarities = nearest_positions(features, pair.encoded.features)
         with timings.stage("update"):
             residual = mix(pool_to_grid(pair.probability, self.dims.grid), indices, config.beta)
-        return Refined(residual, indices, similarities, generated, denoised, timings)
+        return residual, indices, similarities
 
     def _match_pixels(
-        self,
-        pair: ClassMask,
-        features: Floats,
-        generated: Floats,
-        denoised: Floats,
-        config: RefineConfig,
-        timings: Timings,
-    ) -> Refined:
+        self, pair: ClassMask, features: Floats, config: RefineConfig, timings: Timings
+    ) -> tuple[Floats, Ints, Floats]:
         probability = pair.probability
         size = (probability.shape[0], probability.shape[1])
         indices = np.full(probability.size, -1, dtype=np.int64)
@@ -257,7 +256,7 @@ class HostChain:
             indices[queries], similarities[queries] = found
         with timings.stage("update"):
             residual = mix_at(probability, queries, found[0], config.beta)
-        return Refined(residual, indices, similarities, generated, denoised, timings)
+        return residual, indices, similarities
 
     def _run(self, network: str, inputs: Mapping[str, Floats | Ints], output: str) -> Floats:
         values: Floats = self._runners[network].run(inputs)[output]
