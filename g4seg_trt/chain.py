@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from g4seg_trt.injection import emi_weight
 from g4seg_trt.timing import Timings
 from g4seg_trt.update import mix, mix_at
 
+Held: TypeAlias = Any
+"""What only the chain that made it looks into: a numpy array or a torch tensor."""
+
 _BATCHED = ("unet", "vae_decoder", "image_encoder")
 
 
@@ -30,13 +34,13 @@ class EncodedImage:
     """What is computed once per image.
 
     Attributes:
-        latent: the clean latent z0, float32 [Z,h,h].
-        features: F(x), float32 [P,g,g] of unit norm per position.
+        latent: the clean latent z0, [Z,h,h]: a numpy array or a torch tensor, as the chain that made it has them.
+        features: F(x), [P,g,g] of unit norm per position, likewise.
         timings: seconds by stage.
     """
 
-    latent: Floats
-    features: Floats
+    latent: Held
+    features: Held
     timings: Timings = field(default_factory=Timings)
 
 
@@ -46,17 +50,17 @@ class ClassMask:
 
     Attributes:
         encoded: its image.
-        text_embedding: of the prompt, float32 [length,C].
+        text_embedding: of the prompt, [length,C], as the chain that made it has it.
         token_mask: float32 [length], 1 at the class name's tokens.
         mask: the injected mask, float32 [1,h,h] of 0 and 1.
         probability: S on the model's square, float32 [s,s] in [0,1].
         noise: float32 [Z,h,h].
         searched: for the resolution "pixel", where on the square a change can reach a pixel that the certainty filter
-            lets through, bool [s,s]; None for everywhere.
+            lets through, bool [s,s]; None for everywhere. It limits what is looked up, not where matches are found.
     """
 
     encoded: EncodedImage
-    text_embedding: Floats
+    text_embedding: Held
     token_mask: Floats
     mask: Floats
     probability: Floats
@@ -92,8 +96,8 @@ class Chain(Protocol):
     dims: ModelDims
     batch_size: int
 
-    def encode_text(self, input_ids: Ints) -> Floats:
-        """int64 [length] -> text embedding float32 [length,C]."""
+    def encode_text(self, input_ids: Ints) -> Held:
+        """int64 [length] -> text embedding [length,C]."""
         ...
 
     def encode_image(self, image: Floats) -> EncodedImage:
@@ -237,7 +241,8 @@ class HostChain:
         self, pair: ClassMask, features: Floats, config: RefineConfig, timings: Timings
     ) -> tuple[Floats, Ints, Floats]:
         with timings.stage("correspondence"):
-            indices, similarities = nearest_positions(features, pair.encoded.features)
+            radius = positions_within(config.radius, self.dims.grid)
+            indices, similarities = nearest_positions(features, pair.encoded.features, radius=radius)
         with timings.stage("update"):
             residual = mix(pool_to_grid(pair.probability, self.dims.grid), indices, config.beta)
         return residual, indices, similarities
@@ -252,7 +257,8 @@ class HostChain:
         with timings.stage("correspondence"):
             wanted = np.ones(size, dtype=np.bool_) if pair.searched is None else pair.searched
             queries = np.flatnonzero(wanted)
-            found = nearest_positions(features, pair.encoded.features, size, queries)
+            radius = positions_within(config.radius, self.dims.square)
+            found = nearest_positions(features, pair.encoded.features, size, queries, radius)
             indices[queries], similarities[queries] = found
         with timings.stage("update"):
             residual = mix_at(probability, queries, found[0], config.beta)
@@ -263,6 +269,11 @@ class HostChain:
         if not np.isfinite(values).all():
             raise EngineError(f"the network {network} returned values that are not finite; rebuild the engine")
         return values
+
+
+def positions_within(share: float | None, side: int) -> int | None:
+    """A share of a side in whole positions."""
+    return None if share is None else math.floor(share * side)
 
 
 def check_batch_size(batch_size: object, largest: int | None = None) -> None:

@@ -44,6 +44,8 @@ class RefineConfig:
             None softens masks whose every value is 0 or 1 by 0.02 and leaves the others alone.
         resolution: where correspondences are searched: "grid", the feature grid, or "pixel", the pixels of the
             model's square that the certainty filter lets through.
+        radius: how far from its own place a match may be, along either axis: a share of the side of the grid or the
+            square, above 0 and up to 1. None for any distance.
 
     Raises:
         ConfigError: if a value is outside what is allowed.
@@ -57,6 +59,7 @@ class RefineConfig:
     seed: int = 0
     soften: float | None = None
     resolution: str = "grid"
+    radius: float | None = None
 
     def __post_init__(self) -> None:
         self._integer("timestep", TIMESTEPS - 1)
@@ -68,6 +71,8 @@ class RefineConfig:
             raise ConfigError(f"resolution is {self.resolution!r}, allowed: {', '.join(RESOLUTIONS)}")
         if self.soften is not None:
             self._number("soften", 0.0, MAX_SOFTEN)
+        if self.radius is not None:
+            self._number("radius", 0.0, 1.0, above=True)
         if self.certainty_filter is not None:
             object.__setattr__(self, "certainty_filter", _interval(self.certainty_filter))
 
@@ -94,8 +99,8 @@ class RefineConfig:
     def _integer(self, name: str, high: int) -> None:
         object.__setattr__(self, name, _integer(name, getattr(self, name), 0, high))
 
-    def _number(self, name: str, low: float = -math.inf, high: float = math.inf) -> None:
-        object.__setattr__(self, name, _number(name, getattr(self, name), low, high))
+    def _number(self, name: str, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> None:
+        object.__setattr__(self, name, _number(name, getattr(self, name), low, high, above=above))
 
 
 def resolve_config(
@@ -138,15 +143,17 @@ def _integer(name: str, value: object, low: int, high: int) -> int:
     raise ConfigError(f"{name} is {value!r}, allowed: an integer from {low} to {high}")
 
 
-def _number(name: str, value: object, low: float, high: float) -> float:
+def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> float:
+    """A finite number from `low`, or with `above` above it, to `high`."""
     if not isinstance(value, bool) and isinstance(value, numbers.Real):
         try:
             number = float(value)
         except OverflowError:  # an integer beyond every float
             number = math.inf
-        if math.isfinite(number) and low <= number <= high:
+        if math.isfinite(number) and low <= number <= high and not (above and number == low):
             return number
-    allowed = "a finite number" if math.isinf(low) else f"a number from {low:g} to {high:g}"
+    first = f"above {low:g} and up" if above else f"from {low:g}"
+    allowed = "a finite number" if math.isinf(low) else f"a number {first} to {high:g}"
     raise ConfigError(f"{name} is {value!r}, allowed: {allowed}")
 
 

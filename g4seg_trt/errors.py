@@ -7,6 +7,7 @@ from g4seg_engine.errors import EngineError, G4SegError, MissingExtraError
 __all__ = [
     "ClassNameError",
     "ConfigError",
+    "CorrespondenceError",
     "EngineError",
     "G4SegError",
     "ImageError",
@@ -35,6 +36,10 @@ class ClassNameError(InputError):
 
 class ConfigError(InputError):
     """A refine setting, a background rule or an argument of the Refiner is outside what is allowed."""
+
+
+class CorrespondenceError(InputError):
+    """An argument of the correspondence search has the wrong shape, dtype, device or values."""
 
 
 class OutputError(InputError):

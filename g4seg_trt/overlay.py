@@ -77,10 +77,10 @@ def draw_overlay(image: Bytes, before: Labels, after: Labels, names: Sequence[st
     return np.array(canvas, dtype=np.uint8)
 
 
-def check_overlay_path(path: Path) -> None:
-    """Check that `path` names a format for pictures; raises OutputError."""
+def check_overlay_path(path: Path, kind: str = "an overlay") -> None:
+    """Check that `path` names a format for pictures; raises OutputError, which calls the picture `kind`."""
     if path.suffix.lower() not in SUFFIXES:
-        raise OutputError(f"cannot write {path}: an overlay is written as {', '.join(SUFFIXES)}")
+        raise OutputError(f"cannot write {path}: {kind} is written as {', '.join(SUFFIXES)}")
 
 
 def write_overlay(path: Path, picture: Bytes) -> None:
@@ -140,7 +140,7 @@ def _legend_rows(
     rows: list[list[tuple[int, int, str]]] = []
     x = width
     for label, name in enumerate(names, start=1):
-        text = _drawable(name, font, width - 2 * _MARGIN - _FONT)
+        text = drawable(name, font, width - 2 * _MARGIN - _FONT)
         needed = _FONT + math.ceil(font.getlength(text)) + 2 * _MARGIN
         if x + needed > width:
             rows.append([])
@@ -150,7 +150,8 @@ def _legend_rows(
     return rows
 
 
-def _drawable(name: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+def drawable(name: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """A name in one line that the font can draw, cut to `width` pixels with "..."."""
     text = " ".join(name.split())
     if not isinstance(font, ImageFont.FreeTypeFont):
         text = text.encode("latin-1", "replace").decode("latin-1")  # all that Pillow's bitmap font can draw

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from g4seg_trt.arrays import Floats
-from g4seg_trt.chain import Chain, ClassMask, EncodedImage
+from g4seg_trt.chain import Chain, ClassMask, EncodedImage, Held
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.injection import seeded_noise
 from g4seg_trt.preparation import Preparation
@@ -24,10 +23,10 @@ class TextEmbeddings:
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
-        self._kept: dict[str, Floats] = {}
+        self._kept: dict[str, Held] = {}
 
-    def of(self, prompt: Prompt) -> Floats:
-        """The prompt's embedding, float32 [length,C]."""
+    def of(self, prompt: Prompt) -> Held:
+        """The prompt's embedding, [length,C]."""
         if prompt.class_name not in self._kept:
             if len(self._kept) >= _KEPT_TEXTS:
                 del self._kept[next(iter(self._kept))]

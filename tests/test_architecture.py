@@ -23,6 +23,14 @@ ALLOWED = {
 # The one door from the product to the build side, opened when the command runs.
 LAZY_EXPORT = {"g4seg_trt/cli/build_engines.py"}
 
+# Rooms for callers who have torch; no other module of the product imports them when it is imported.
+TORCH_ROOMS = {
+    "g4seg_trt/correspondence/cells_kernel.py",
+    "g4seg_trt/correspondence/grid_kernel.py",
+    "g4seg_trt/correspondence/op.py",
+    "g4seg_trt/correspondence/pixel_kernel.py",
+}
+
 # Within the product, lowest first: a module imports modules of lower floors, or of its own.
 FLOORS = (
     {"arrays", "atomic", "errors", "timing"},
@@ -31,7 +39,7 @@ FLOORS = (
     {"update", "masks", "overlay"},
     {"injection"},
     {"chain", "preparation"},
-    {"refinement", "run"},
+    {"refinement", "run", "matches"},
     {"stream"},
     {"refiner"},
     {"cli"},
@@ -104,8 +112,16 @@ def test_modules_of_the_product_import_downwards() -> None:
 @pytest.mark.parametrize("package", ["g4seg_trt", "engine/g4seg_engine"])
 def test_build_time_libraries_are_not_imported_by_the_product(package: str) -> None:
     for path in modules(package):
+        name = path.relative_to(ROOT).as_posix()
         names = {module.split(".")[0] for module in imports(ast.parse(path.read_text(encoding="utf-8")))}
-        assert not names & set(HEAVY), path
+        assert not names & (set(HEAVY) - ({"torch"} if name in TORCH_ROOMS else set())), path
+
+
+def test_only_torch_rooms_import_torch_rooms() -> None:
+    rooms = {name.removesuffix(".py").removeprefix("engine/").replace("/", ".") for name in TORCH_ROOMS}
+    for path in (*modules("g4seg_trt"), *modules("engine/g4seg_engine")):
+        if path.relative_to(ROOT).as_posix() not in TORCH_ROOMS:
+            assert not rooms & set(at_import_time(ast.parse(path.read_text(encoding="utf-8")))), path
 
 
 def loaded_after(program: str, *flags: str) -> set[str]:

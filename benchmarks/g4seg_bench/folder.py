@@ -61,7 +61,7 @@ def one_by_one(engine: str, scenes: Path, output: Path) -> dict[str, float]:
                 refiner.set_image(image)
                 refinement = refiner.refine(masks)
             with spent.stage("write"):
-                job.finish(refinement)
+                job.finish(refinement, refiner.config)
             spent.add({"prepare": refinement.timings[PREPARE]})
         total, busy = perf_counter() - start, process_time() - busy
     spent["compute"] -= spent["prepare"]

@@ -122,7 +122,7 @@ def unchanged(sample: Sample) -> Floats:
 
 
 def ablation(refiner: Refiner, encoder: Runner, config: RefineConfig) -> dict[str, Method]:
-    """The paper's Table III: nothing, EMI, SCA, both, and both with the certainty filter; then the baseline."""
+    """The paper's Table III: nothing, EMI, SCA, both, both with the certainty filter; then other ways to do it."""
     plain = replace(config, emi_self=0.0, emi_cross=0.0)
     everywhere = replace(config, certainty_filter=None)
     return {
@@ -132,6 +132,7 @@ def ablation(refiner: Refiner, encoder: Runner, config: RefineConfig) -> dict[st
         "SCA + CF": refine_with(refiner, plain),
         "EMI + SCA": refine_with(refiner, everywhere),
         "EMI + SCA + CF": refine_with(refiner, config),
+        "EMI + SCA + CF, pixel": refine_with(refiner, replace(config, resolution="pixel")),
         "colour model": by_colour,
     }
 

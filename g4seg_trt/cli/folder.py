@@ -24,6 +24,7 @@ from g4seg_trt.cli.pairing import Item, check_names, input_files, pair, read_cla
 from g4seg_trt.cli.record import REMEDY, RunRecord
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.errors import G4SegError, OutputError
+from g4seg_trt.matches import NEEDED
 from g4seg_trt.refinement import Refinement
 from g4seg_trt.refiner import Refiner, engine_directory
 from g4seg_trt.timing import Timings
@@ -67,7 +68,7 @@ class _Tally:
 
 
 def refine_folder(arguments: argparse.Namespace) -> int:
-    """Refine the masks of --images and write OUTPUT/probability, OUTPUT/label and OUTPUT/overlay.
+    """Refine the masks of --images and write OUTPUT/probability, label, overlay and matches.
 
     Images whose outputs are all there are skipped. With --ground-truth they still count in the means. OUTPUT/run.json
     tells what the outputs were made with: a run with other settings is refused, an image with other classes redone.
@@ -80,7 +81,7 @@ def refine_folder(arguments: argparse.Namespace) -> int:
     """
     start = perf_counter()
     rule = BackgroundRule.parse(arguments.background)
-    layout = Layout(Path(arguments.output), arguments.overlay is not None)
+    layout = Layout(Path(arguments.output), arguments.overlay is not None, arguments.matches is not None)
     items = _find(arguments, layout)
     jobs = [Job(item, layout, rule) for item in items]
     tally = _Tally()
@@ -92,7 +93,7 @@ def refine_folder(arguments: argparse.Namespace) -> int:
         say_note(refiner)
         todo = [job for job in jobs if not layout.is_done(job.item.stem)]
         _skip([job for job in jobs if layout.is_done(job.item.stem)], tally, arguments.ground_truth is not None)
-        _refine(refiner, config, rule, todo, tally)
+        _refine(refiner, config, rule, todo, tally, keep=NEEDED if layout.matches else ())
     tally.timings["total"] = perf_counter() - start
     if arguments.json is not None:
         write_json(arguments.json, _report(arguments, facts, items, tally))
@@ -162,7 +163,15 @@ def _skip(done: Sequence[Job], tally: _Tally, measure: bool) -> None:
             tally.failures[job.item.stem] = str(error)
 
 
-def _refine(refiner: Refiner, config: RefineConfig, rule: BackgroundRule, todo: Sequence[Job], tally: _Tally) -> None:
+def _refine(
+    refiner: Refiner,
+    config: RefineConfig,
+    rule: BackgroundRule,
+    todo: Sequence[Job],
+    tally: _Tally,
+    *,
+    keep: Sequence[str],
+) -> None:
     """Refine what is to do: reading runs ahead in a thread of the Refiner, writing follows in another."""
     terminal = sys.stderr.isatty()
     bar = tqdm(
@@ -184,22 +193,22 @@ def _refine(refiner: Refiner, config: RefineConfig, rule: BackgroundRule, todo: 
 
     with bar, ThreadPoolExecutor(max_workers=1, thread_name_prefix="g4seg-write") as writer:
         loads = ((job, job.load) for job in todo)
-        for job, outcome in refiner.refine_many(loads, background=rule, config=config):
+        for job, outcome in refiner.refine_many(loads, background=rule, config=config, keep=keep):
             if isinstance(outcome, G4SegError):
                 job.drop()
                 tally.failures[job.item.stem] = str(outcome)
                 bar.update()
                 continue
-            written.append((job, outcome, writer.submit(_timed_finish, job, outcome)))
+            written.append((job, outcome, writer.submit(_timed_finish, job, outcome, config)))
             if len(written) > _WRITES_WAITING:
                 settle()
         while written:
             settle()
 
 
-def _timed_finish(job: Job, refinement: Refinement) -> tuple[dict[str, ClassFigures], float]:
+def _timed_finish(job: Job, refinement: Refinement, config: RefineConfig) -> tuple[dict[str, ClassFigures], float]:
     start = perf_counter()
-    return job.finish(refinement), perf_counter() - start
+    return job.finish(refinement, config), perf_counter() - start
 
 
 def _report(

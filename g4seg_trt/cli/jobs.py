@@ -11,6 +11,7 @@ from g4seg_trt.arrays import Bytes, Floats, Labels
 from g4seg_trt.atomic import check_writable, reason
 from g4seg_trt.cli.measures import ClassFigures, GroundTruth, figures, label_both, read_ground_truth
 from g4seg_trt.cli.pairing import Item, MaskSource
+from g4seg_trt.config import RefineConfig
 from g4seg_trt.errors import InputError, MaskError, OutputError
 from g4seg_trt.geometry import load_image
 from g4seg_trt.masks import (
@@ -19,6 +20,7 @@ from g4seg_trt.masks import (
     write_label_png,
     write_probabilities,
 )
+from g4seg_trt.matches import class_matches, draw_matches
 from g4seg_trt.overlay import draw_overlay, write_overlay
 from g4seg_trt.refinement import Refinement
 from g4seg_trt.update import BACKGROUND, BackgroundRule, label_map
@@ -30,11 +32,13 @@ class Layout:
 
     Attributes:
         root: the output folder.
-        overlay: whether pictures are asked for.
+        overlay: whether pictures before | after are asked for.
+        matches: whether pictures of the matches are asked for.
     """
 
     root: Path
-    overlay: bool
+    overlay: bool = False
+    matches: bool = False
 
     @property
     def record(self) -> Path:
@@ -43,11 +47,12 @@ class Layout:
 
     def folders(self) -> list[Path]:
         """Every folder that files are written to."""
-        return [folder for folder in self.all_folders() if self.overlay or folder.name != "overlay"]
+        left_out = {name for name, asked in (("overlay", self.overlay), ("matches", self.matches)) if not asked}
+        return [folder for folder in self.all_folders() if folder.name not in left_out]
 
     def all_folders(self) -> list[Path]:
-        """The same, with that of the pictures whether or not they are asked for."""
-        return [self.root / name for name in ("probability", "label", "overlay")]
+        """The same, with those of the pictures whether or not they are asked for."""
+        return [self.root / name for name in ("probability", "label", "overlay", "matches")]
 
     def has_results(self) -> bool:
         """Whether any file lies in one of the folders."""
@@ -70,14 +75,20 @@ class Layout:
         """The overlay of one image."""
         return self.root / "overlay" / f"{stem}.png"
 
+    def matches_picture(self, stem: str) -> Path:
+        """The picture of one image's matches."""
+        return self.root / "matches" / f"{stem}.png"
+
     def possible(self, stem: str) -> list[Path]:
         """Every file that may be there for one image after any run."""
-        return [self.probability(stem, 1), self.probability(stem, 2), self.label(stem), self.picture(stem)]
+        return Layout(self.root, overlay=True, matches=True).asked(stem)
 
     def asked(self, stem: str) -> list[Path]:
         """Those of them that this run may write."""
-        pictures = [self.picture(stem)] if self.overlay else []
-        return [self.probability(stem, 1), self.probability(stem, 2), self.label(stem), *pictures]
+        files = [self.probability(stem, 1), self.probability(stem, 2), self.label(stem)]
+        files += [self.picture(stem)] if self.overlay else []
+        files += [self.matches_picture(stem)] if self.matches else []
+        return files
 
     def is_done(self, stem: str) -> bool:
         """Whether all of one image's files are there; written atomically, they are whole then."""
@@ -143,8 +154,12 @@ class Job:
         """Let go of the inputs of an image that will not be finished."""
         self._loaded = None
 
-    def finish(self, refinement: Refinement) -> dict[str, ClassFigures]:
+    def finish(self, refinement: Refinement, config: RefineConfig) -> dict[str, ClassFigures]:
         """Write the outputs and let go of the inputs.
+
+        Args:
+            refinement: of the loaded masks; for a picture of the matches with matches.NEEDED kept.
+            config: the settings it was made with.
 
         Returns:
             Figures of each class.
@@ -162,6 +177,9 @@ class Job:
         write_label_png(self._layout.label(stem), after, len(names))
         if self._layout.overlay:
             write_overlay(self._layout.picture(stem), draw_overlay(loaded.image, before, after, names))
+        if self._layout.matches:
+            matches = draw_matches(loaded.image, class_matches(loaded.masks, refinement, config))
+            write_overlay(self._layout.matches_picture(stem), matches)
         return figures(names, before, after, loaded.truth)
 
     def measure_done(self) -> dict[str, ClassFigures]:

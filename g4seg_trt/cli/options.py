@@ -10,7 +10,7 @@ from g4seg_trt.config import PRESETS, RESOLUTIONS
 BACKENDS = ("onnxruntime",)
 """Backends that an engine can run on."""
 
-SETTINGS = ("timestep", "beta", "certainty_filter", "emi_self", "emi_cross", "seed", "soften", "resolution")
+SETTINGS = ("timestep", "beta", "certainty_filter", "emi_self", "emi_cross", "seed", "soften", "resolution", "radius")
 """The fields of RefineConfig that have an option of the same name."""
 
 
@@ -69,6 +69,13 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
         choices=RESOLUTIONS,
         default=absent,
         help="search correspondences on the feature grid or between pixels",
+    )
+    add(
+        "--radius",
+        type=float,
+        default=absent,
+        metavar="SHARE",
+        help="how far away a match may be along either axis, as a share of the image's side, above 0; 1 is anywhere",
     )
 
 

@@ -15,6 +15,7 @@ DESCRIPTION = (
 
 _ONE_IMAGE = ("mask", "label")
 _FOLDER = ("masks", "classes")
+_PICTURES = ("overlay", "matches")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,6 +60,14 @@ def build_parser() -> argparse.ArgumentParser:
         const=True,
         help="picture before | after; without FILE for --images, which get OUTPUT/overlay/STEM.png",
     )
+    add(
+        "--matches",
+        metavar="FILE",
+        nargs="?",
+        const=True,
+        help="picture original | generated with lines from uncertain positions to what they resemble most; "
+        "without FILE for --images, which get OUTPUT/matches/STEM.png",
+    )
     add("--json", metavar="FILE|-", help="report: settings, seconds by stage, areas, changed pixels, IoU")
     add(
         "--background",
@@ -89,16 +98,18 @@ def execute(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
     if one:
         if arguments.mask is None:
             parser.error("--image needs --mask")
-        if arguments.overlay is True:
-            parser.error("--overlay needs a FILE with --image")
+        for name in _PICTURES:
+            if getattr(arguments, name) is True:
+                parser.error(f"--{name} needs a FILE with --image")
         _check_mask_options(parser, arguments)
         from g4seg_trt.cli.single import refine_image
 
         return refine_image(arguments)
     if arguments.masks is None:
         parser.error("--images needs --masks")
-    if arguments.overlay not in (None, True):
-        parser.error("--overlay takes no FILE with --images: pictures go to OUTPUT/overlay")
+    for name in _PICTURES:
+        if getattr(arguments, name) not in (None, True):
+            parser.error(f"--{name} takes no FILE with --images: pictures go to OUTPUT/{name}")
     if arguments.class_name is not None and arguments.classes is not None:
         parser.error("give either --class-name or --classes")
     from g4seg_trt.cli.folder import refine_folder

@@ -18,6 +18,7 @@ from g4seg_trt.errors import ConfigError, OutputError
 from g4seg_trt.geometry import load_image
 from g4seg_trt.inputs import check_masks
 from g4seg_trt.masks import check_probability_path, read_mask, write_label_png, write_probabilities
+from g4seg_trt.matches import NEEDED, class_matches, draw_matches
 from g4seg_trt.overlay import check_overlay_path, draw_overlay, write_overlay
 from g4seg_trt.refinement import Refinement
 from g4seg_trt.refiner import engine_directory
@@ -48,7 +49,8 @@ def refine_image(arguments: argparse.Namespace) -> int:
         refiner, config = open_refiner(arguments)
     with refiner:
         refiner.set_image(image)
-        refinement = refiner.refine(masks, background=rule, config=config)
+        keep = NEEDED if "matches" in outputs else ()
+        refinement = refiner.refine(masks, background=rule, config=config, keep=keep)
         facts = run_facts(arguments, refiner, config)
         say_note(refiner)  # not earlier: a refused input gets its one line and no other
     spent.add(refinement.timings)
@@ -61,6 +63,8 @@ def refine_image(arguments: argparse.Namespace) -> int:
             write_label_png(outputs["label"], after, len(masks))
         if "overlay" in outputs:
             write_overlay(outputs["overlay"], draw_overlay(image, before, after, list(masks)))
+        if "matches" in outputs:
+            write_overlay(outputs["matches"], draw_matches(image, class_matches(masks, refinement, config)))
     timings = {**spent, "total": perf_counter() - start}
     if arguments.json is not None:
         height, width = image.shape[:2]
@@ -91,15 +95,21 @@ def _mask_files(arguments: argparse.Namespace) -> dict[str, Path]:
 
 def _check_outputs(arguments: argparse.Namespace, files: dict[str, Path], classes: int) -> dict[str, Path]:
     """The outputs by kind, each checked for its format, its folder and against the inputs."""
-    asked = {"probability": arguments.output, "label": arguments.label, "overlay": arguments.overlay}
+    asked = {
+        "probability": arguments.output,
+        "label": arguments.label,
+        "overlay": arguments.overlay,
+        "matches": arguments.matches,
+    }
     if arguments.json != STDOUT:
         asked["json"] = arguments.json
     outputs = {kind: Path(path) for kind, path in asked.items() if path is not None}
     check_probability_path(outputs["probability"], classes)
     if "label" in outputs and outputs["label"].suffix.lower() != ".png":
         raise OutputError(f"cannot write {outputs['label']}: a label picture is written as .png")
-    if "overlay" in outputs:
-        check_overlay_path(outputs["overlay"])
+    for kind, words in (("overlay", "an overlay"), ("matches", "a picture of the matches")):
+        if kind in outputs:
+            check_overlay_path(outputs[kind], words)
     for path in outputs.values():
         check_writable(path)
     inputs = [Path(arguments.image), *files.values(), *folder_files(engine_directory(arguments.engine))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from g4seg_trt.arrays import Floats, Ints
+from g4seg_trt.correspondence.checks import check_arguments
 from g4seg_trt.correspondence.grid import nearest_on_grid
 from g4seg_trt.correspondence.pixel import nearest_pixels
 
@@ -14,6 +15,7 @@ def nearest_positions(
     original: Floats,
     size: tuple[int, int] | None = None,
     queries: Ints | None = None,
+    radius: int | None = None,
 ) -> tuple[Ints, Floats]:
     """The most similar position of the original by cosine (eq. 8), for each position of the generated image.
 
@@ -23,26 +25,20 @@ def nearest_positions(
     similar whatever the order of summation.
 
     Args:
-        generated: float32 [P,g,g]; any scale.
-        original: float32 [P,g,g]; any scale.
+        generated: float16, float32 or float64 [P,g,g], taken as float32; finite, any scale.
+        original: the same, of the same dtype; its grid may have another size.
         size: (height, width) for pixels, or None for the grid itself.
         queries: positions of the generated image to look up, int64 [n] row-major; None for all in order.
+        radius: only positions whose row and column both differ by at most this from the query's own are looked at,
+            0 or more; on the grid both grids must have the same size. None for all positions.
 
     Returns:
         indices int64 [n] into the original's positions (row-major), and their similarities float32 [n].
 
     Raises:
-        ValueError: if the shapes do not fit together or `size` or `queries` is out of range.
+        CorrespondenceError: for an argument that is not allowed, or features that do not fit together.
     """
-    if generated.ndim != 3 or original.ndim != 3 or generated.shape[0] != original.shape[0]:
-        raise ValueError(f"features of shapes {generated.shape} and {original.shape}, expected [P,g,g] twice")
-    if not generated.size or not original.size:
-        raise ValueError(f"features of shapes {generated.shape} and {original.shape}, expected no empty ones")
-    height, width = generated.shape[1:] if size is None else size
-    if height < 1 or width < 1:
-        raise ValueError(f"size is {size}, expected a height and a width from 1 on")
-    if queries is not None and queries.size and not 0 <= queries.min() <= queries.max() < height * width:
-        raise ValueError(f"queries from {queries.min()} to {queries.max()}, expected 0 to {height * width - 1}")
+    generated, original, size, queries, radius = check_arguments(generated, original, size, queries, radius)
     if size is None:
-        return nearest_on_grid(generated, original, queries)
-    return nearest_pixels(generated, original, size, queries)
+        return nearest_on_grid(generated, original, queries, radius)
+    return nearest_pixels(generated, original, size, queries, radius)

@@ -4,25 +4,46 @@ from __future__ import annotations
 
 import numpy as np
 
-from g4seg_trt.arrays import Floats, Ints
+from g4seg_trt.arrays import Bools, Floats, Ints
 
 _BLOCK = 1024
 
 
-def nearest_on_grid(generated: Floats, original: Floats, queries: Ints | None = None) -> tuple[Ints, Floats]:
+def nearest_on_grid(
+    generated: Floats, original: Floats, queries: Ints | None = None, radius: int | None = None
+) -> tuple[Ints, Floats]:
     """The most similar grid position of the original for each of the generated image; see `nearest_positions`."""
-    wanted = unit_rows(generated)
-    if queries is not None:
-        wanted = wanted[queries]
-    candidates, positions, _ = distinct(unit_rows(original))
+    units, width = unit_rows(generated), generated.shape[2]
+    wanted = np.arange(len(units)) if queries is None else queries
+    candidates, positions, numbers = distinct(unit_rows(original))
     indices = np.empty(len(wanted), dtype=np.int64)
     similarities = np.empty(len(wanted), dtype=np.float32)
     for start in range(0, len(wanted), _BLOCK):
-        block = wanted[start : start + _BLOCK] @ candidates.T
-        best = block.argmax(axis=1)
-        indices[start : start + _BLOCK] = positions[best]
+        some = wanted[start : start + _BLOCK]
+        block = units[some] @ candidates.T
+        if radius is None:
+            best = block.argmax(axis=1)
+            indices[start : start + _BLOCK] = positions[best]
+        else:
+            block = np.where(in_window(some, np.arange(len(numbers)), width, radius), block[:, numbers], -np.inf)
+            best = block.argmax(axis=1)
+            indices[start : start + _BLOCK] = best
         similarities[start : start + _BLOCK] = block[np.arange(len(block)), best]
     return indices, similarities
+
+
+def in_window(queries: Ints, positions: Ints, width: int, radius: int) -> Bools:
+    """Whether positions lie in the window of each query, bool [n,m].
+
+    Args:
+        queries: int64 [n], row-major in lines of `width`.
+        positions: int64 [m], of all queries, or [n,m].
+        width: of the grid or the pixels.
+        radius: the largest difference of rows and of columns.
+    """
+    (row, column), (rows, columns) = np.divmod(queries[:, None], width), np.divmod(positions, width)
+    inside: Bools = (np.abs(rows - row) <= radius) & (np.abs(columns - column) <= radius)
+    return inside
 
 
 def unit_rows(features: Floats) -> Floats:

@@ -1,324 +1,212 @@
 """Nearest neighbours between all pixels of upsampled features, exactly, without comparing all of them.
 
 Features of unit norm per grid position are upsampled bilinearly (align_corners False, edges clamped). A pixel of
-the original is a combination w of the four corners of its cell, so with c the products of a query and the corners
-its similarity is w c / |b| over the query's norm, which changes no comparison and is left out until the end. A
-whole cell is ruled out if no pixel of it can reach what the query has already found:
+the original is a combination w >= 0 of the four corners of its cell, so with c the products of a query and the
+corners its similarity is w c / |b| over the query's norm, which changes no comparison and is left out until the end.
+A whole cell is ruled out if no pixel of it can reach what the query has already found (bounds.py).
 
-- loose: max(c) / min|b|, or max(c) / max|b| where max(c) is negative;
-- tight: sqrt(c' (Gamma + eps I)^-1 c (1 + eps / min|b|^2)), Gamma the corners' Gram matrix: what the best
-  combination of the corners reaches, since |w| <= 1. It is never negative.
-
-Bounds are computed in float32, with a slack above their rounding; what they leave is compared in float64.
+Bounds and similarities are computed in float32, and compared with a margin above their rounding; the few pixels that
+may be the best are compared in float64, and so are queries of which float32 leaves too many cells.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from g4seg_trt.arrays import Array, Bools, Doubles, Floats, Ints
-from g4seg_trt.correspondence.grid import distinct, unit_rows
+from g4seg_trt.correspondence.bounds import TIE, Bounds, Pairs, Problem
+from g4seg_trt.correspondence.cells import ZERO_NORM, Cells, Upsampling, norms_of
+from g4seg_trt.correspondence.checks import check_arguments
+from g4seg_trt.correspondence.grid import unit_rows
 
-ZERO_NORM = 1e-6
-"""Corners that cancel to at most this norm make a feature of norm 0: similarity 0 to everything."""
-
-_QUERIES = 1024
-_PAIRS = 1 << 18
-_ROWS = 2048
-_EPSILON = 1e-4
-_SLACK = 1e-6  # of numbers that are sums of a few float32 products up to 1
-_TIGHT_SLACK = 3e-5  # the same after the inverse of the Gram matrix, which magnifies by eps ** -0.5
-_TIE = 1e-9
-_HUGE = 1e30
+__all__ = ["cells_searched", "nearest_pixels"]
 
 
-@dataclass(frozen=True)
-class Upsampling:
-    """Every pixel as a combination of four grid positions.
-
-    Attributes:
-        cells: the cell of each pixel, int64 [n], row-major over max(g-1, 1) of them along either side.
-        weights: float64 [4,n] that sum to 1.
-        corners: the grid positions of each cell, int64 [4,cells].
-    """
-
-    cells: Ints
-    weights: Doubles
-    corners: Ints
-
-    @classmethod
-    def of(cls, grid: tuple[int, int], size: tuple[int, int]) -> Upsampling:
-        """From a grid (rows, columns) to `size` (height, width)."""
-        (row, down), (column, right) = (_along(*pair) for pair in zip(grid, size, strict=True))
-        across = max(grid[1] - 1, 1)
-        weights = np.stack(
-            [np.outer(y, x).reshape(-1) for y in (1.0 - down, down) for x in (1.0 - right, right)],
-        )
-        tops, lefts = (np.arange(max(cells - 1, 1)) for cells in grid)
-        bottoms, rights = (np.minimum(np.arange(max(cells - 1, 1)) + 1, cells - 1) for cells in grid)
-        corners = np.stack([(y[:, None] * grid[1] + x).reshape(-1) for y in (tops, bottoms) for x in (lefts, rights)])
-        return cls((row[:, None] * across + column).reshape(-1), weights, corners)
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """The distinct cells of the original that have pixels.
-
-    Attributes:
-        numbers: their place among all, int64 [cells].
-        corners: grid positions, int64 [4,cells].
-        pixels: flat pixels, those of one cell together and ascending, int64 [n].
-        starts: where each cell's pixels begin, int64 [cells + 1].
-        weights: each pixel's weights over its norm, float64 [n,4]; 0 where the norm is 0.
-        smallest: the smallest norm, float32 [cells].
-        largest: the largest norm, float32 [cells].
-        never: cells with a pixel of norm 0, which no bound rules out, bool [cells].
-        factors: L with L L' the inverse in the tight bound, its factor included, float32 [cells,4,4].
-    """
-
-    numbers: Ints
-    corners: Ints
-    pixels: Ints
-    starts: Ints
-    weights: Doubles
-    smallest: Floats
-    largest: Floats
-    never: Bools
-    factors: Floats
+_HELD = 1 << 18  # numbers per query and cell, pairs, or scores that are held at once
+_CROWDED = 64  # cells of one query that are too many, as are a quarter of all and one
 
 
 def nearest_pixels(
-    generated: Floats, original: Floats, size: tuple[int, int], queries: Ints | None = None
+    generated: Floats,
+    original: Floats,
+    size: tuple[int, int],
+    queries: Ints | None = None,
+    radius: int | None = None,
 ) -> tuple[Ints, Floats]:
     """The most similar pixel of the original for each pixel of the generated image; see `nearest_positions`."""
-    grid = (generated.shape[1], generated.shape[2])
+    return _search(generated, original, size, queries, radius)[:2]
+
+
+def cells_searched(
+    generated: Floats, original: Floats, size: tuple[int, int], queries: Ints | None = None, radius: int | None = None
+) -> tuple[float, float]:
+    """Cells of the original per query: what the loose bound leaves, and what is compared pixel by pixel.
+
+    Args:
+        generated: float32 [P,g,g]; any scale.
+        original: float32 [P,g,g]; any scale.
+        size: (height, width) of the pixels.
+        queries: pixels of the generated image, int64 [n]; None for all.
+        radius: pixels that a match may be away along either axis; None for any distance.
+
+    Returns:
+        The two means over the queries; 0 for queries of norm 0, which are not searched.
+
+    Raises:
+        CorrespondenceError: as `nearest_positions`.
+    """
+    arguments = check_arguments(generated, original, size, queries, radius)
+    indices, _, counts = _search(arguments.generated, arguments.original, size, arguments.queries, arguments.radius)
+    return counts.left / max(len(indices), 1), counts.compared / max(len(indices), 1)
+
+
+@dataclass
+class _Counts:
+    """Pairs of queries and cells that the loose bound left, and that were compared pixel by pixel."""
+
+    left: int = 0
+    compared: int = 0
+
+
+def _search(
+    generated: Floats, original: Floats, size: tuple[int, int], queries: Ints | None, radius: int | None
+) -> tuple[Ints, Floats, _Counts]:
+    grid, target_grid = ((features.shape[1], features.shape[2]) for features in (generated, original))
     source, target = unit_rows(generated), unit_rows(original)
-    upsampling = Upsampling.of(grid, size)
-    target_grid = (original.shape[1], original.shape[2])
-    there = upsampling if target_grid == grid else Upsampling.of(target_grid, size)
+    here = Upsampling.of(grid, size)
+    there = here if target_grid == grid else Upsampling.of(target_grid, size)
     wanted = np.arange(size[0] * size[1]) if queries is None else queries
-    norms = _norms(source, upsampling)[wanted]
+    norms = norms_of(source, here)[wanted]
+    # A feature of norm 0 is as similar to one as to the other: the first in the window.
     indices = np.zeros(len(wanted), dtype=np.int64)
+    if radius is not None:
+        top, left = (np.maximum(place - radius, 0) for place in np.divmod(wanted, size[1]))
+        indices = top * size[1] + left
     similarities = np.zeros(len(wanted), dtype=np.float32)
     searched = np.flatnonzero(norms > ZERO_NORM)
     if searched.size == 0:
-        return indices, similarities
+        return indices, similarities, _Counts()
     # Queries of one cell share their four rows of products.
-    searched = searched[np.argsort(upsampling.cells[wanted[searched]], kind="stable")]
+    searched = searched[np.argsort(here.cells[wanted[searched]], kind="stable")]
     products = source.astype(np.float64) @ target.astype(np.float64).T
-    search = _Search(products, upsampling, there, _cells(target, there, size), _norms(target, there), target_grid)
-    for start in range(0, len(searched), _QUERIES):
-        block = searched[start : start + _QUERIES]
-        found, best = search.block(wanted[block])
-        indices[block] = found
-        similarities[block] = best / norms[block]
-    return indices, similarities
+    target_norms = norms_of(target, there)
+    inverse = np.where(target_norms > ZERO_NORM, 1.0 / np.maximum(target_norms, ZERO_NORM), 0.0)
+    cells = Cells.of(target, there, size, repeated=radius is not None)
+    problem = Problem(products, here, there, cells, inverse, target_grid, size[1], radius)
+    counts = _Counts()
+    for dtype in (np.float32, np.float64):
+        if searched.size:
+            found, best = _Search(problem, dtype, wanted[searched], counts).run()
+            done = found >= 0
+            indices[searched[done]] = found[done]
+            similarities[searched[done]] = best[done] / norms[searched[done]]
+            searched = searched[~done]
+    return indices, similarities, counts
 
 
 class _Search:
-    """The search of blocks of queries in one image."""
+    """The search for some queries in one dtype."""
 
-    def __init__(
-        self,
-        products: Doubles,
-        here: Upsampling,
-        there: Upsampling,
-        cells: _Cells,
-        norms: Doubles,
-        grid: tuple[int, int],
-    ) -> None:
-        self._products = products
-        self._single = products.astype(np.float32)
-        self._here = here
-        self._there = there
-        self._cells = cells
-        with np.errstate(divide="ignore"):
-            self._inverse = np.where(norms > ZERO_NORM, 1.0 / norms, 0.0)
-        self._grid = grid
-        # Times a limit these are what a corner must reach: nothing, in cells that are never ruled out.
-        self._at_least = np.where(cells.never, -_HUGE, cells.smallest).astype(np.float32)
-        self._at_most = np.where(cells.never, _HUGE, cells.largest).astype(np.float32)
-        allowed = np.append(cells.smallest[~cells.never], 1.0).min()
-        self._slack = np.float32(_SLACK + _SLACK / allowed)
-        self._nearest = _nearest_pixel(there, products.shape[1])
+    def __init__(self, problem: Problem, dtype: npt.DTypeLike, queries: Ints, counts: _Counts) -> None:
+        self._problem, self._cells, self._queries, self._counts = problem, problem.cells, queries, counts
+        self._bounds = Bounds(problem, dtype, queries, _HELD)
+        self._weights = problem.cells.weights.astype(dtype)
+        self._reached = np.full(len(queries), -np.inf, dtype=dtype)
 
-    def block(self, queries: Ints) -> tuple[Ints, Doubles]:
-        """Pixels and similarities (times the queries' norms) of the best."""
-        rows = self._here.corners[:, self._here.cells[queries]]
-        weights = self._here.weights[:, queries]
-        used, place = np.unique(rows, return_inverse=True)
-        mixing = np.zeros((len(queries), len(used)), dtype=np.float32)
-        for corner, weight in zip(place.reshape(rows.shape), weights, strict=True):
-            mixing[np.arange(len(queries)), corner] += weight.astype(np.float32)
-        maps = mixing @ self._single[used]
-        reached = np.maximum(self._at(maps, queries), self._at(maps, self._nearest[maps.argmax(axis=1)]))
-        open_query, open_cell = self._open(maps, reached)
-        return self._compare(rows, weights, open_query, open_cell)
+    def run(self) -> tuple[Ints, Doubles]:
+        """Pixels and similarities (times the queries' norms) of the best; -1 for queries left to float64."""
+        pixel, similarity = np.full(len(self._queries), -1, dtype=np.int64), np.zeros(len(self._queries))
+        held: list[Pairs] = []
+        step, many = self._bounds.block, min(_CROWDED, 1 + len(self._cells.numbers) / 4)
+        for start in range(0, len(self._queries), step):
+            queries = self._queries[start : start + step]
+            left, pairs, reached = self._bounds.open(queries)
+            if self._reached.dtype == np.float32 and len(pairs.query) > many * len(queries):
+                continue
+            self._counts.left += left
+            self._reached[start : start + step] = reached
+            held.append(replace(pairs, query=pairs.query + start))
+            if sum(len(some.query) for some in held) > _HELD:
+                self._settle(held, pixel, similarity)
+                held = []
+        if held:
+            self._settle(held, pixel, similarity)
+        return pixel, similarity
 
-    def _at(self, maps: Floats, pixels: Ints) -> Floats:
-        """The similarity of every query to one pixel of its own."""
-        corners = self._there.corners[:, self._there.cells[pixels]]
-        values = (self._there.weights[:, pixels] * maps[np.arange(len(maps)), corners]).sum(axis=0)
-        similarities: Floats = (values * self._inverse[pixels]).astype(np.float32)
-        return similarities
+    def _settle(self, held: list[Pairs], pixel: Ints, similarity: Doubles) -> None:
+        """Compare pairs, which hold all of their queries, pixel by pixel."""
+        pairs = Pairs(*(np.concatenate([getattr(some, one.name) for some in held]) for one in fields(Pairs)))
+        pairs = pairs.take(np.argsort(pairs.cell, kind="stable"))
+        sizes = np.diff(self._cells.starts)
+        near: list[tuple[Ints, Ints, Ints, Array]] = []
+        best: list[tuple[Ints, Ints, Doubles]] = []
+        waiting = 0
+        ends = np.searchsorted(pairs.cell, np.arange(len(sizes) + 1))
+        for cell in np.flatnonzero(np.diff(ends)).tolist():
+            step = max(1, _HELD // int(sizes[cell]))
+            for begin in range(ends[cell], ends[cell + 1], step):
+                near.append(self._near(pairs, cell, begin, min(begin + step, ends[cell + 1])))
+                waiting += len(near[-1][0])
+                if waiting > _HELD:
+                    best.append(self._exact(near))
+                    near, waiting = [], 0
+        if near:
+            best.append(self._exact(near))
+        query, found, value = _first_best(*(np.concatenate(part) for part in zip(*best, strict=True)))
+        pixel[query], similarity[query] = found, value
 
-    def _open(self, maps: Floats, reached: Floats) -> tuple[Ints, Ints]:
-        """Pairs of query and cell that the bounds leave, queries ascending."""
-        cells = self._cells
-        limit = reached - self._slack
-        least = limit[:, None] * self._at_least
-        negative = np.flatnonzero(limit <= _SLACK)
-        least[negative] = np.minimum(limit[negative], -_SLACK)[:, None] * self._at_most
-        flat = np.flatnonzero(self._largest_corner(maps) >= least)
-        kept = [
-            pairs[self._tight(maps, reached, pairs)]
-            for pairs in (flat[start : start + _PAIRS] for start in range(0, len(flat), _PAIRS))
-        ]
-        query, cell = np.divmod(np.concatenate(kept), cells.corners.shape[1])
-        return query, cell
+    def _near(self, pairs: Pairs, cell: int, begin: int, end: int) -> tuple[Ints, Ints, Ints, Array]:
+        """Pixels of one cell that may be the best: queries, cells, places of the pixels, scores."""
+        cells, problem = self._cells, self._problem
+        some = np.flatnonzero(pairs.bound[begin:end] >= self._reached[pairs.query[begin:end]]) + begin
+        query = pairs.query[some]
+        self._counts.compared += len(query)
+        first, last = cells.starts[cell], cells.starts[cell + 1]
+        scores = pairs.corners[some] @ self._weights[:, first:last]
+        if problem.radius is not None:
+            scores[~self._window(self._queries[query], cell, problem.radius)] = -np.inf
+        limit = np.maximum(self._reached[query], scores.max(axis=1) - self._bounds.below[cell])
+        self._reached[query] = limit
+        flat = np.flatnonzero(scores >= limit[:, None])
+        row, place = np.divmod(flat, last - first)
+        return query[row], np.full(len(row), cell), place + first, scores.reshape(-1)[flat]
 
-    def _largest_corner(self, maps: Floats) -> Floats:
-        """float32 [n,cells]."""
-        rows, columns = self._grid
-        corners = maps.reshape(-1, rows, columns)
-        if rows > 1:
-            corners = np.maximum(corners[:, :-1], corners[:, 1:])
-        if columns > 1:
-            corners = np.maximum(corners[:, :, :-1], corners[:, :, 1:])
-        largest: Floats = corners.reshape(len(maps), -1)
-        return largest if largest.shape[1] == len(self._cells.numbers) else largest[:, self._cells.numbers]
-
-    def _tight(self, maps: Floats, reached: Floats, pairs: Ints) -> Bools:
-        cells = self._cells
-        query, cell = np.divmod(pairs, cells.corners.shape[1])
-        values = maps.reshape(-1)[cells.corners[:, cell] + query * maps.shape[1]]
-        projected = np.einsum("kp,pkl->pl", values, cells.factors[cell])
-        bound = np.sqrt(np.einsum("pl,pl->p", projected, projected))
-        return np.asarray((bound + np.float32(_TIGHT_SLACK) >= reached[query]) | cells.never[cell])
-
-    def _compare(self, rows: Ints, weights: Doubles, query: Ints, cell: Ints) -> tuple[Ints, Doubles]:
-        """The best pixel of the pairs, which hold every query."""
-        pixel = np.empty(len(query), dtype=np.int64)
-        similarity = np.empty(len(query), dtype=np.float64)
-        order = np.argsort(cell, kind="stable")
-        here, starts = np.unique(cell[order], return_index=True)
-        for one, pairs in zip(here, np.split(order, starts[1:]), strict=True):
-            begin, end = self._cells.starts[one], self._cells.starts[one + 1]
-            columns = self._products[:, self._cells.corners[:, one]]
-            for start in range(0, len(pairs), _ROWS):
-                some = pairs[start : start + _ROWS]
-                own = query[some]
-                corners = (columns[rows[:, own]] * weights[:, own, None]).sum(axis=0)
-                scores = corners @ self._cells.weights[begin:end].T
-                best = scores.max(axis=1)
-                pixel[some] = self._cells.pixels[begin + (scores >= best[:, None] - _TIE).argmax(axis=1)]
-                similarity[some] = best
-        firsts = np.flatnonzero(np.diff(query, prepend=-1))
-        highest = np.maximum.reduceat(similarity, firsts)
-        pixel[similarity < highest[query] - _TIE] = np.iinfo(np.int64).max
-        return np.minimum.reduceat(pixel, firsts), highest
-
-
-def _along(cells: int, pixels: int) -> tuple[Ints, Doubles]:
-    """Per pixel the grid position before it, that has one after it if there are two, and the way to the next."""
-    place = np.clip((np.arange(pixels) + 0.5) * (cells / pixels) - 0.5, 0.0, cells - 1.0)
-    before = np.minimum(place.astype(np.int64), max(cells - 2, 0))
-    return before, place - before
-
-
-def _gram(rows: Floats, upsampling: Upsampling) -> Doubles:
-    """float64 [cells,4,4]: products of the corners of each cell."""
-    corners = [rows[corner].astype(np.float64) for corner in upsampling.corners]
-    gram = np.empty((upsampling.corners.shape[1], 4, 4))
-    for one in range(4):
-        for other in range(one, 4):
-            gram[:, one, other] = gram[:, other, one] = np.einsum("ij,ij->i", corners[one], corners[other])
-    return gram
-
-
-def _norms(rows: Floats, upsampling: Upsampling) -> Doubles:
-    """float64 [n]: the norm of every pixel's feature."""
-    gram = _gram(rows, upsampling)
-    squares = np.zeros(len(upsampling.cells))
-    for one in range(4):
-        for other in range(4):
-            squares += upsampling.weights[one] * upsampling.weights[other] * gram[upsampling.cells, one, other]
-    return np.sqrt(np.maximum(squares, 0.0))
-
-
-def _cells(rows: Floats, upsampling: Upsampling, size: tuple[int, int]) -> _Cells:
-    kept, first_only = _distinct_cells(rows, upsampling, size)
-    number = np.full(upsampling.corners.shape[1], -1)
-    number[kept] = np.arange(len(kept))
-    order = np.argsort(upsampling.cells, kind="stable")
-    own = number[upsampling.cells[order]]
-    new = np.diff(own, prepend=-2) != 0
-    chosen = (own >= 0) & (new | ~first_only[upsampling.cells[order]])
-    pixels, own = order[chosen], own[chosen]
-    starts = np.searchsorted(own, np.arange(len(kept) + 1))
-    norms = _norms(rows, upsampling)[pixels]
-    positive = norms > ZERO_NORM
-    weights = np.where(positive, upsampling.weights[:, pixels] / np.where(positive, norms, 1.0), 0.0).T
-    smallest = np.minimum.reduceat(norms, starts[:-1])
-    factor = 1.0 + _EPSILON / np.maximum(smallest, ZERO_NORM) ** 2
-    inverse = np.linalg.inv(_gram(rows, upsampling)[kept] + _EPSILON * np.eye(4)) * factor[:, None, None]
-    return _Cells(
-        kept,
-        upsampling.corners[:, kept],
-        pixels,
-        starts,
-        np.ascontiguousarray(weights),
-        smallest.astype(np.float32),
-        np.maximum.reduceat(norms, starts[:-1]).astype(np.float32),
-        smallest <= ZERO_NORM,
-        np.linalg.cholesky(inverse).astype(np.float32),
-    )
-
-
-def _distinct_cells(rows: Floats, upsampling: Upsampling, size: tuple[int, int]) -> tuple[Ints, Bools]:
-    """The first of each set of identical cells, and for every cell whether its corners are all one feature.
-
-    Cells are identical if their corners are and their pixels lie at the same places of them; where the corners are
-    one feature, so are the pixels wherever they lie.
-    """
-    same = distinct(rows)[2][upsampling.corners]
-    constant: Bools = (same == same[0]).all(axis=0)
-    present, first, count = np.unique(upsampling.cells, return_index=True, return_counts=True)
-    keys: dict[tuple[object, ...], int] = {}
-    height = np.zeros(len(constant), dtype=np.int64)
-    left = upsampling.cells.reshape(size)[first // size[1]]
-    height[present] = count // (left == present[:, None]).sum(axis=1)
-    places = _Places(upsampling, size)
-    for cell, start, pixels in zip(present.tolist(), first.tolist(), count.tolist(), strict=True):
-        ids = tuple(same[:, cell].tolist())
-        key = (ids[0],) if constant[cell] else (*ids, *places.of(start, int(height[cell]), pixels))
-        keys.setdefault(key, cell)
-    return np.fromiter(keys.values(), dtype=np.int64, count=len(keys)), constant
-
-
-class _Places:
-    """Where the pixels of a cell lie in it, as something to compare."""
-
-    def __init__(self, upsampling: Upsampling, size: tuple[int, int]) -> None:
-        down = (upsampling.weights[2] + upsampling.weights[3]).reshape(size)[:, 0]
-        right = (upsampling.weights[1] + upsampling.weights[3]).reshape(size)[0]
-        self._down, self._right, self._width = down.round(9), right.round(9), size[1]
-
-    def of(self, start: int, height: int, pixels: int) -> tuple[bytes, bytes]:
-        """Of the cell whose first pixel is `start`."""
-        row, column = divmod(start, self._width)
-        return (
-            self._down[row : row + height].tobytes(),
-            self._right[column : column + pixels // height].tobytes(),
+    def _window(self, queries: Ints, cell: int, radius: int) -> Bools:
+        """The pixels of a cell in the window of each query, bool [n,pixels]; of pixels all alike the first."""
+        down, right = (
+            np.abs(place[:, None] - np.arange(first[cell], last[cell] + 1)) <= radius
+            for place, (first, last) in zip(
+                np.divmod(queries, self._problem.width), (self._cells.rows, self._cells.columns), strict=True
+            )
         )
+        inside: Bools = (down[:, :, None] & right[:, None]).reshape(len(queries), down.shape[1] * right.shape[1])
+        if self._cells.uniform[cell]:
+            inside = np.arange(inside.shape[1]) == inside.argmax(axis=1)[:, None]
+        return inside
+
+    def _exact(self, near: list[tuple[Ints, Ints, Ints, Array]]) -> tuple[Ints, Ints, Doubles]:
+        """The best of pixels that may be, for each query among them."""
+        query, cell, place, score = (np.concatenate(part) for part in zip(*near, strict=True))
+        some = np.flatnonzero(score >= self._reached[query])
+        query, cell, place = query[some], cell[some], place[some]
+        own = self._queries[query]
+        problem = self._problem
+        rows = problem.here.corners[:, problem.here.cells[own]]
+        products = problem.products[rows[:, None], self._cells.corners[cell].T]
+        mixed = (problem.here.weights[:, None, own] * products).sum(axis=0)
+        values = (self._cells.weights[:, place] * mixed).sum(axis=0)
+        return _first_best(query, self._cells.pixels[place], values)
 
 
-def _nearest_pixel(upsampling: Upsampling, positions: int) -> Ints:
-    """For each grid position a pixel close to it (any pixel, where none lies beside it)."""
-    nearest = np.zeros(positions, dtype=np.int64)
-    corner: Array = upsampling.weights.argmax(axis=0)
-    order = np.argsort(upsampling.weights.max(axis=0), kind="stable")
-    nearest[upsampling.corners[corner, upsampling.cells][order]] = order
-    return nearest
+def _first_best(query: Ints, pixel: Ints, similarity: Doubles) -> tuple[Ints, Ints, Doubles]:
+    """For each query its highest similarity and the first pixel of it."""
+    order = np.argsort(query, kind="stable")
+    query, pixel, similarity = query[order], pixel[order], similarity[order]
+    firsts = np.flatnonzero(np.diff(query, prepend=-1))
+    highest = np.maximum.reduceat(similarity, firsts)
+    reaches = similarity >= np.repeat(highest, np.diff(np.append(firsts, len(query)))) - TIE
+    pixel = np.where(reaches, pixel, np.iinfo(np.int64).max)
+    return query[firsts], np.minimum.reduceat(pixel, firsts), highest

@@ -15,6 +15,7 @@ def nearest_positions_reference(
     original: Floats,
     size: tuple[int, int] | None = None,
     queries: Ints | None = None,
+    radius: int | None = None,
 ) -> tuple[Ints, Doubles]:
     """As `nearest_positions`: indices int64 [n], similarities float64 [n].
 
@@ -23,15 +24,22 @@ def nearest_positions_reference(
         original: float [P,g,g].
         size: (height, width) of the pixels, or None for the grid.
         queries: positions to look up, int64 [n], or None for all.
+        radius: how far a match may be away along either axis, or None.
     """
     wanted, candidates = positions_of(generated, size), positions_of(original, size)
-    if queries is not None:
-        wanted = wanted[queries]
+    height, width = original.shape[1:] if size is None else size
+    rows, columns = np.mgrid[:height, :width].reshape(2, -1)
+    places = np.arange(len(wanted)) if queries is None else queries
+    wanted = wanted[places]
     indices = np.zeros(len(wanted), dtype=np.int64)
     similarities = np.zeros(len(wanted), dtype=np.float64)
     for start in range(0, len(wanted), _BLOCK):
         # einsum without optimisation sums every cosine in the same order, so that equal features tie exactly.
         cosines = np.einsum("ik,jk->ij", wanted[start : start + _BLOCK], candidates)
+        if radius is not None:
+            for line in (rows, columns):
+                away = np.abs(line[places[start : start + _BLOCK], None] - line)
+                cosines[away > radius] = -np.inf
         best = cosines.argmax(axis=1)
         indices[start : start + _BLOCK] = best
         similarities[start : start + _BLOCK] = cosines[np.arange(len(best)), best]

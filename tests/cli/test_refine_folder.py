@@ -35,7 +35,7 @@ def test_a_folder_gives_what_single_runs_give(
 ) -> None:
     options = ("--batch-size", 3)
     done = refine(
-        *folder.arguments(toy_engine, "--classes", folder.root / "classes.json", "--overlay", *options),
+        *folder.arguments(toy_engine, "--classes", folder.root / "classes.json", "--overlay", "--matches", *options),
         *("--ground-truth", folder.truth, "--json", folder.root / "report.json"),
     )
     assert done.code == 0, done.err
@@ -47,9 +47,10 @@ def test_a_folder_gives_what_single_runs_give(
             *("--engine", toy_engine, "--image", folder.images / f"{stem}.png", "--class-name", "disc"),
             *("--mask", folder.masks / f"{stem}.png", "--output", tmp_path / "p.png", *options),
             *("--label", tmp_path / "l.png", "--overlay", tmp_path / "o.png", "--json", "-"),
+            *("--matches", tmp_path / "m.png"),
             *("--ground-truth", folder.truth / f"{stem}.png"),
         )
-        for part, name in (("probability", "p"), ("label", "l"), ("overlay", "o")):
+        for part, name in (("probability", "p"), ("label", "l"), ("overlay", "o"), ("matches", "m")):
             together = (folder.output / part / f"{stem}.png").read_bytes()
             assert together == (tmp_path / f"{name}.png").read_bytes(), (part, stem)
         alone = json.loads(single.out)["classes"]
@@ -142,6 +143,13 @@ def test_a_second_run_does_only_what_is_missing(
     assert json.loads(third.out)["iou"] == json.loads(first.out)["iou"], "what is done counts in the means"
     with_pictures = refine_here(*arguments, "--overlay")
     assert "4 refined" in with_pictures.out, "an output that is asked for is missing"
+    (folder.output / "overlay" / "a.png").unlink()
+    with_lines = refine_here(*arguments, "--matches")
+    assert "4 refined" in with_lines.out
+    assert f"matches: {folder.output / 'matches'}" in with_lines.out
+    assert {path.stem for path in (folder.output / "matches").iterdir()} == set(folder.stems)
+    assert not (folder.output / "overlay" / "a.png").exists(), "not asked for"
+    assert "4 skipped" in refine_here(*arguments, "--matches").out
 
 
 @pytest.mark.parametrize(
@@ -150,6 +158,7 @@ def test_a_second_run_does_only_what_is_missing(
         (("--beta", 0.25), "beta 0.5, now 0.25"),
         (("--certainty-filter", "off"), "certainty_filter [0.1, 0.9], now null"),
         (("--background", "power:2"), "background constant:0.5, now power:2"),
+        (("--radius", 0.25), "radius null, now 0.25"),
         (("--seed", 3, "--emi-self", 0), "emi_self 0.3, now 0.0; seed 0, now 3"),
         (("--engine", "other"), "engine manifest sha256 "),
     ],
@@ -218,7 +227,7 @@ def test_images_whose_classes_changed_are_done_again(
     np.savez(folder.masks / f"{d}.npz", disc=both, star=both[::-1])
     arguments = folder.arguments(toy_engine, "--classes", classes)
     classes.write_text(json.dumps({a: "disc", b: "disc", d: ["disc", "star"], u: "disc"}), "utf-8")
-    assert refine_here(*arguments, "--overlay").code == 0
+    assert refine_here(*arguments, "--overlay", "--matches").code == 0
     old = files_of(folder.output)
     classes.write_text(json.dumps({a: "disc", b: "box", d: "star", u: "disc"}), "utf-8")
     done = refine_here(*arguments)
@@ -228,6 +237,7 @@ def test_images_whose_classes_changed_are_done_again(
     assert f"probability/{d}.npz" not in new
     assert f"probability/{d}.png" in new
     assert f"overlay/{d}.png" not in new, "no picture of the old classes stays"
+    assert f"matches/{d}.png" not in new
     assert all(new[name] == old[name] for name in old if f"/{a}." in name or f"/{u}." in name)
     assert "4 skipped" in refine_here(*arguments).out
     # Without names on the command line those in the archive count.
@@ -376,7 +386,9 @@ def test_an_interrupt_ends_cleanly_and_the_next_run_goes_on(
         shutil.copy(scene.image, folder.images / f"more{number}.png")
         shutil.copy(scene.mask, folder.masks / f"more{number}.png")
     arguments = folder.arguments(toy_engine, "--class-name", "disc", "--overlay")
-    program = "import sys; from g4seg_trt.cli.refine import main; sys.exit(main())"
+    # Jobs that a shell puts into the background ignore interrupts, and their children inherit that.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heed}; import sys; from g4seg_trt.cli.refine import main; sys.exit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
         stdout=subprocess.PIPE,

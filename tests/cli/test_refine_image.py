@@ -12,6 +12,7 @@ from PIL import Image
 
 from g4seg_trt import RefineConfig, Refiner, label_map
 from g4seg_trt.masks import read_index_png, read_mask, read_masks
+from g4seg_trt.matches import NEEDED, class_matches, draw_matches
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Command, Scene
@@ -130,6 +131,8 @@ OPTIONS: list[tuple[list[str], dict[str, Any]]] = [
     (["--soften", "0.1"], {"soften": 0.1}),
     (["--soften", "auto"], {"soften": None}),
     (["--resolution", "pixel"], {"resolution": "pixel"}),
+    (["--radius", "0.1"], {"radius": 0.1}),
+    (["--radius", "1"], {"radius": 1.0}),
 ]
 
 
@@ -186,6 +189,56 @@ def test_a_hard_mask_is_softened_and_that_is_said(
     assert [line for line in done.lines if "softened" in line and "disc" in line and "0.02" in line]
 
 
+@pytest.mark.parametrize("resolution", ["grid", "pixel"])
+def test_the_picture_of_the_matches(
+    refine: Command, toy_engine: Path, scene: Scene, tmp_path: Path, resolution: str
+) -> None:
+    out, options = tmp_path / "out", ("--resolution", resolution)
+    out.mkdir()
+    done = refine(
+        *base(toy_engine, scene, out / "p.png"),
+        *options,
+        *("--matches", out / "lines.png", "--json", out / "report.json"),
+    )
+    assert done.code == 0, done.err
+    assert {path.name for path in out.iterdir()} == {"p.png", "lines.png", "report.json"}
+    assert f"matches: {out / 'lines.png'}" in done.out
+    report = json.loads((out / "report.json").read_text("utf-8"))
+    assert report["outputs"]["matches"] == str(out / "lines.png")
+    config = RefineConfig.from_mapping(report["config"])
+    with Refiner.from_engine(toy_engine, config=config) as refiner:
+        refiner.set_image(scene.pixels)
+        masks = {"disc": scene.probability}
+        expected = draw_matches(scene.pixels, class_matches(masks, refiner.refine(masks, keep=NEEDED), config))
+    with Image.open(out / "lines.png") as picture:
+        assert picture.format == "PNG"
+        assert (np.asarray(picture) == expected).all()
+    assert (expected != expected[..., :1]).any(axis=-1)[:, 486].any(), "lines cross the gap"
+    assert refine(*base(toy_engine, scene, tmp_path / "alone.png"), *options).code == 0
+    assert (tmp_path / "alone.png").read_bytes() == (out / "p.png").read_bytes()
+
+
+@pytest.mark.parametrize("resolution", ["grid", "pixel"])
+def test_the_picture_of_matches_of_several_classes_and_of_none(
+    refine_here: Command, toy_engine: Path, scene: Scene, tmp_path: Path, resolution: str
+) -> None:
+    np.save(tmp_path / "ground.npy", 1 - scene.probability)
+    np.save(tmp_path / "empty.npy", scene.probability * 0)
+    done = refine_here(
+        *("--engine", toy_engine, "--image", scene.image, "--output", tmp_path / "out.npz"),
+        *("--mask", f"disc={scene.mask}", "--mask", f"nothing={tmp_path / 'empty.npy'}"),
+        *("--background", "channel", "--mask", f"background={tmp_path / 'ground.npy'}"),
+        *("--matches", tmp_path / "lines.JPG", "--resolution", resolution),
+    )
+    assert done.code == 0, done.err
+    with Image.open(tmp_path / "lines.JPG") as picture:
+        assert picture.format == "JPEG"
+        assert picture.size == (972, 24 + 2 * (384 + 32))
+        gap = np.asarray(picture).astype(int)[24:, 484:488].min(axis=(1, 2))
+    assert gap[:384].min() < 128, "lines of the disc"
+    assert gap[384 + 32 : -32].min() > 200, "the empty mask has none"
+
+
 @pytest.mark.parametrize(("level", "word"), [(0, "empty"), (255, "whole")])
 def test_empty_and_full_masks_stay_with_a_warning(
     refine_here: Command, toy_engine: Path, scene: Scene, tmp_path: Path, level: int, word: str
@@ -207,6 +260,7 @@ def test_odd_sizes(refine_here: Command, toy_engine: Path, tmp_path: Path, size:
     done = refine_here(
         *("--engine", toy_engine, "--image", tmp_path / "image.png", "--mask", tmp_path / "mask.npy"),
         *("--class-name", "thing", "--output", tmp_path / "out.png", "--overlay", tmp_path / "overlay.png"),
+        *("--matches", tmp_path / "matches.png"),
     )
     assert done.code == 0, done.err
     assert read_mask(tmp_path / "out.png", "thing").shape == size

@@ -86,6 +86,24 @@ def test_at_pixel_resolution_only_the_pixels_asked_for_are_searched(
     assert set(refined.timings) == {"unet", "vae_decoder", "image_encoder", "correspondence", "update"}
 
 
+@pytest.mark.parametrize("resolution", ["grid", "pixel"])
+@pytest.mark.parametrize("share", [0.01, 0.2, 1.0])
+def test_a_radius_is_a_share_of_the_side(resolution: str, share: float, runners: Any, dims: ModelDims) -> None:
+    chain = HostChain(runners, dims)
+    one = pair(chain, 0)
+    (refined,) = chain.refine_batch([one], RefineConfig(resolution=resolution, radius=share))
+    features = runners["image_encoder"].run({"image": refined.generated[None]})["features"][0]
+    side = dims.grid if resolution == "grid" else dims.square
+    size = None if resolution == "grid" else (side, side)
+    expected, _ = nearest_positions_reference(features, one.encoded.features, size, radius=int(share * side))
+    assert np.count_nonzero(refined.indices != expected) <= 0.01 * side**2
+    away = [
+        np.abs(place - own)
+        for place, own in zip(np.divmod(refined.indices, side), np.indices((side, side)).reshape(2, -1), strict=True)
+    ]
+    assert max(line.max() for line in away) <= share * side
+
+
 def test_a_result_does_not_depend_on_its_neighbours(runners: Any, dims: ModelDims) -> None:
     chain = HostChain(runners, dims, batch_size=4)
     pairs = [pair(chain, seed) for seed in range(4)]

@@ -24,6 +24,7 @@ configs = st.builds(
     seed=st.integers(0, 2**64 - 1),
     soften=st.none() | st.floats(0, 0.25),
     resolution=st.sampled_from(RESOLUTIONS),
+    radius=st.none() | st.floats(0, 1, exclude_min=True),
 )
 
 
@@ -33,6 +34,7 @@ def test_the_defaults_are_the_paper_s() -> None:
     assert (config.emi_self, config.emi_cross, config.seed) == (0.3, 1.0, 0)
     assert config.soften is None
     assert config.resolution == "grid"
+    assert config.radius is None
     assert resolve_config(preset="wsss").beta == 0.9
 
 
@@ -69,6 +71,12 @@ def test_json_round_trip(config: RefineConfig) -> None:
         ("seed", 0.5),
         ("soften", -0.1),
         ("soften", 0.3),
+        ("radius", 0),
+        ("radius", 1.01),
+        ("radius", -0.1),
+        ("radius", float("nan")),
+        ("radius", "0.1"),
+        ("radius", True),
         ("resolution", "cell"),
         ("resolution", None),
         ("resolution", ["grid"]),

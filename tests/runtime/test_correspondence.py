@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from g4seg_trt.correspondence import nearest_positions
-from g4seg_trt.correspondence.reference import nearest_positions_reference
+from g4seg_trt.correspondence.pixel import cells_searched
+from g4seg_trt.correspondence.reference import nearest_positions_reference, positions_of
+from g4seg_trt.errors import CorrespondenceError, InputError
 
 Floats = npt.NDArray[np.float32]
 
@@ -136,13 +140,107 @@ def test_inputs_are_not_changed() -> None:
     assert np.array_equal(original, before[1])
 
 
-def test_shapes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="expected"):
-        nearest_positions(features(0, 5, 4), features(0, 6, 4))
-    with pytest.raises(ValueError, match="size"):
-        nearest_positions(features(0, 5, 4), features(0, 5, 4), size=(8, 0))
-    with pytest.raises(ValueError, match="empty"):
-        nearest_positions(features(0, 5, 0), features(0, 5, 4))
-    for wrong in (-1, 64):
-        with pytest.raises(ValueError, match="queries from"):
-            nearest_positions(features(0, 5, 4), features(0, 5, 4), size=(8, 8), queries=np.array([0, wrong]))
+@given(st.integers(0, 9999), st.integers(1, 20), st.integers(1, 9), st.integers(0, 10))
+def test_only_the_window_is_searched(seed: int, width: int, grid: int, radius: int) -> None:
+    generated, original = features(seed, width, grid), features(seed + 1, width, grid)
+    indices, similarities = nearest_positions(generated, original, radius=radius)
+    expected, best = nearest_positions_reference(generated, original, radius=radius)
+    assert np.abs(similarities - best).max() < 1e-5
+    close = np.flatnonzero(indices != expected)
+    cosines = positions_of(generated) @ positions_of(original).T
+    assert np.abs(cosines[close, indices[close]] - best[close]).max(initial=0.0) < 1e-6
+    apart = np.abs(np.stack(np.divmod(indices, grid)) - np.divmod(np.arange(grid**2), grid))
+    assert apart.max() <= radius
+
+
+@given(st.integers(0, 999), st.integers(1, 12), st.integers(0, 12))
+def test_of_identical_features_the_first_in_the_window_wins(seed: int, grid: int, radius: int) -> None:
+    generator = np.random.default_rng(seed)
+    number = generator.integers(0, 3, grid * grid)
+    original = generator.standard_normal((33, 3), dtype=np.float32)[:, number].reshape(33, grid, grid)
+    indices, _ = nearest_positions(features(seed + 1, 33, grid), original, radius=radius)
+    places = np.stack(np.divmod(np.arange(grid * grid), grid))
+    for query, index in enumerate(indices):
+        inside = (np.abs(places - places[:, [query]]) <= radius).all(axis=0)
+        assert index == np.flatnonzero(inside & (number == number[index]))[0]
+
+
+def test_windows_from_one_position_to_everything() -> None:
+    generated, original = features(0, 20, 40), features(1, 20, 40)
+    alone, _ = nearest_positions(generated, original, radius=0)
+    assert np.array_equal(alone, np.arange(1600))
+    wide, of_wide = nearest_positions(generated, original, radius=39)
+    everything, best = nearest_positions(generated, original)
+    assert np.array_equal(wide, everything)
+    assert np.array_equal(of_wide, best)
+    queries = np.array([1599, 0, 7, 7, 1030])
+    some, _ = nearest_positions(generated, original, queries=queries, radius=5)
+    assert np.array_equal(some, nearest_positions(generated, original, radius=5)[0][queries])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+@pytest.mark.parametrize("size", [None, (9, 8)])
+def test_other_floating_dtypes_are_taken_as_float32(dtype: type, size: tuple[int, int] | None) -> None:
+    generated: Any = features(0, 12, 5).astype(dtype)
+    original: Any = features(1, 12, 5).astype(dtype)
+    found = nearest_positions(generated, original, size)
+    expected = nearest_positions(generated.astype(np.float32), original.astype(np.float32), size)
+    assert np.array_equal(found[0], expected[0])
+    assert np.array_equal(found[1], expected[1])
+
+
+GOOD = features(0, 5, 4)
+
+
+def broken(value: float) -> Floats:
+    values = GOOD.copy()
+    values[1, 2, :3] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"generated": GOOD[0]}, r"generated has shape \[4, 4\], expected \[P,g,g\]"),
+        ({"original": GOOD[None]}, r"original has shape \[1, 5, 4, 4\]"),
+        ({"original": GOOD[:4]}, r"original has shape \[4, 4, 4\], generated \[5, 4, 4\].*same P"),
+        ({"generated": GOOD[:, :0]}, r"generated has shape \[5, 0, 4\], .*not empty"),
+        ({"generated": GOOD.tolist()}, "generated is a list"),
+        ({"generated": GOOD.astype(np.int32)}, "int32, allowed: float16, float32, float64"),
+        ({"original": GOOD.astype(np.complex64)}, "complex64, allowed"),
+        ({"original": GOOD.astype(np.float64)}, "original .* is float64, generated .* is float32.*same dtype"),
+        ({"generated": broken(np.nan)}, r"generated \[5, 4, 4\] has 3 values"),
+        ({"original": broken(-np.inf)}, r"original \[5, 4, 4\] has 3 values"),
+        ({"generated": GOOD.astype(np.float64) * 1e300, "original": GOOD.astype(np.float64)}, "generated .* 80 values"),
+        ({"size": (8, 0)}, r"size is \(8, 0\), allowed"),
+        ({"size": (8, 8, 8)}, r"size is \(8, 8, 8\)"),
+        ({"size": (8.0, 8)}, r"size is \(8\.0, 8\)"),
+        ({"size": (True, 8)}, r"size is \(True, 8\)"),
+        ({"size": 8}, "size is 8, allowed"),
+        ({"queries": [0, 1]}, "queries is a list"),
+        ({"queries": np.zeros((2, 2), dtype=np.int64)}, r"queries is int64 of shape \[2, 2\]"),
+        ({"queries": np.zeros(2)}, "queries is float64"),
+        ({"queries": np.zeros(16, dtype=np.bool_)}, "queries is bool"),
+        ({"queries": np.array([0, 16])}, r"queries \[2\] is from 0 to 16, allowed: 0 to 15"),
+        ({"queries": np.array([0, -1]), "size": (8, 8)}, r"from -1 to 0, allowed: 0 to 63"),
+        ({"radius": -1}, "radius is -1, allowed"),
+        ({"radius": 1.0}, r"radius is 1\.0"),
+        ({"radius": True}, "radius is True"),
+        ({"original": features(0, 5, 3), "radius": 1}, r"original has shape \[5, 3, 3\], generated .*same size"),
+    ],
+)
+def test_arguments_that_are_not_allowed_are_named(arguments: dict[str, Any], message: str) -> None:
+    given_arguments = {"generated": GOOD, "original": GOOD, **arguments}
+    with pytest.raises(CorrespondenceError, match=message) as caught:
+        nearest_positions(**given_arguments)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, InputError)
+    if "size" in arguments:
+        with pytest.raises(CorrespondenceError, match=message):
+            cells_searched(**given_arguments)
+
+
+def test_integers_of_any_kind_are_integers() -> None:
+    size: Any = [np.int64(6), 7]
+    some, _ = nearest_positions(GOOD, features(1, 5, 4), size, np.array([3, 41], dtype=np.uint8), np.int32(2))  # type: ignore[arg-type]
+    assert np.array_equal(some, nearest_positions(GOOD, features(1, 5, 4), (6, 7), radius=2)[0][[3, 41]])

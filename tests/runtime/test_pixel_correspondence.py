@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from g4seg_trt.correspondence import nearest_positions, pixel
+from g4seg_trt.correspondence.bounds import Bounds
+from g4seg_trt.correspondence.cells import ZERO_NORM, Upsampling, norms_of
+from g4seg_trt.correspondence.grid import unit_rows
 from g4seg_trt.correspondence.reference import nearest_positions_reference, positions_of
 
 Floats = npt.NDArray[np.float32]
@@ -44,24 +48,30 @@ def features(kind: str, seed: int, width: int, grid: int) -> Floats:
     return np.ascontiguousarray(drawn, dtype=np.float32)
 
 
-def agree(generated: Floats, original: Floats, size: Size) -> None:
-    """What was found is as similar as brute force's best, and of exact ties the first."""
-    indices, similarities = nearest_positions(generated, original, size)
-    expected, best = nearest_positions_reference(generated, original, size)
+def agree(generated: Floats, original: Floats, size: Size, radius: int | None = None) -> None:
+    """What was found is as similar as brute force's best, and inside the window."""
+    indices, similarities = nearest_positions(generated, original, size, radius=radius)
+    _, best = nearest_positions_reference(generated, original, size, radius=radius)
     assert indices.dtype == np.int64
     assert similarities.dtype == np.float32
     assert indices.shape == similarities.shape == (size[0] * size[1],)
     of_found = np.einsum("ij,ij->i", positions_of(generated, size), positions_of(original, size)[indices])
     assert (of_found >= best - 1e-6).all()
     assert np.abs(similarities - best).max() < 1e-6
-    later = indices > expected
-    assert (of_found[later] > best[later] - 1e-6).all()
+    if radius is not None:
+        assert away(indices, size[1]).max() <= radius
+
+
+def away(indices: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
+    """How far each position's match is from it along either axis, [2,n]."""
+    apart: npt.NDArray[np.int64] = np.abs(
+        np.stack(np.divmod(indices, width)) - np.divmod(np.arange(len(indices)), width)
+    )
+    return apart
 
 
 @settings(deadline=None)
-@given(
-    st.sampled_from(KINDS), st.sampled_from(KINDS), st.integers(0, 9999), st.integers(1, 24), st.integers(1, 7), sizes
-)
+@given(kinds, kinds, st.integers(0, 9999), st.integers(1, 24), st.integers(1, 7), sizes)
 def test_every_kind_of_features(one: str, other: str, seed: int, width: int, grid: int, size: Size) -> None:
     agree(features(one, seed, width, grid), features(other, seed + 1, width, grid), size)
 
@@ -146,25 +156,128 @@ def test_queries_are_rows_of_the_whole(kind: str) -> None:
     assert none.shape == (0,)
 
 
-@pytest.mark.parametrize("name", ["_QUERIES", "_PAIRS", "_ROWS"])
-def test_blocks_of_any_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "value"), [("_HELD", 3), ("_HELD", 2000), ("_CROWDED", 0), ("_CROWDED", 3)])
+@pytest.mark.parametrize("radius", [None, 4])
+def test_what_is_held_and_the_dtype_make_no_difference(
+    name: str, value: int, radius: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generated, original = features("smooth", 0, 10, 5), features("smooth", 1, 10, 5)
-    indices, _ = nearest_positions(generated, original, (20, 21))
-    monkeypatch.setattr(pixel, name, 3)
-    assert np.array_equal(nearest_positions(generated, original, (20, 21))[0], indices)
+    indices, similarities = nearest_positions(generated, original, (20, 21), radius=radius)
+    monkeypatch.setattr(pixel, name, value)
+    again, of_again = nearest_positions(generated, original, (20, 21), radius=radius)
+    assert np.array_equal(again, indices)
+    assert np.array_equal(of_again, similarities)
 
 
-def test_bounds_leave_few_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+@settings(deadline=None, max_examples=50)
+@given(kinds, kinds, st.integers(0, 999), st.sampled_from([4, 40]), sizes, st.sampled_from([0, 64]))
+def test_bounds_are_above_and_what_is_reached_below(
+    one: str, other: str, seed: int, width: int, size: Size, crowded: int
+) -> None:
+    generated, original = features(one, seed, width, 5), features(other, seed + 1, width, 5)
+    cosines = positions_of(generated, size) @ positions_of(original, size).T
+    norms = norms_of(unit_rows(generated), Upsampling.of((5, 5), size))
+    checked = 0
+
+    def checking(self: Bounds, queries: npt.NDArray[np.int64]) -> Any:
+        nonlocal checked
+        left, pairs, reached = whole(self, queries)
+        cells = self._cells
+        # Features are normalised in float32.
+        similar = (cosines * norms[:, None])[queries]
+        assert (reached <= similar.max(axis=1) + 2e-7).all()
+        for query, cell, bound in zip(pairs.query, pairs.cell, pairs.bound, strict=True):
+            own = similar[query, cells.pixels[cells.starts[cell] : cells.starts[cell + 1]]]
+            assert bound >= own.max() - 2e-7
+            checked += 1
+        return left, pairs, reached
+
+    with pytest.MonkeyPatch.context() as patch:
+        whole = Bounds.open
+        patch.setattr(Bounds, "open", checking)
+        patch.setattr(pixel, "_CROWDED", crowded)
+        nearest_positions(generated, original, size)
+    assert checked or not (norms > ZERO_NORM).any()
+
+
+def test_bounds_leave_few_cells() -> None:
     """The search is no brute force in disguise: of 225 cells a pixel compares only a few."""
-    original = features("random", 0, 256, 16)
-    generated = original + 0.7 * features("random", 1, 256, 16)
-    compared: list[int] = []
-    whole = pixel._Search._compare
+    original, other = features("random", 0, 256, 16), features("random", 1, 256, 16)
+    left, compared = pixel.cells_searched(original + 0.7 * other, original, (64, 64))
+    assert 1 <= compared <= 1.5
+    assert compared <= left < 4
+    left, compared = pixel.cells_searched(other, original, (64, 64))
+    assert 1 <= compared < 6
+    assert compared <= left < 20
+    constant = features("constant", 0, 256, 16)
+    assert pixel.cells_searched(original, constant, (64, 64), np.arange(10)) == (1.0, 1.0)
+    assert pixel.cells_searched(original, constant, (64, 64), np.arange(0)) == (0.0, 0.0)
+    assert pixel.cells_searched(np.zeros_like(original), original, (64, 64)) == (0.0, 0.0)
 
-    def counting(self: pixel._Search, *arguments: Any) -> Any:
-        compared.append(len(arguments[2]))
-        return whole(self, *arguments)
 
-    monkeypatch.setattr(pixel._Search, "_compare", counting)
-    nearest_positions(generated, original, (64, 64))
-    assert sum(compared) / 64**2 < 3
+@pytest.mark.parametrize("kind", ["nearly constant", "opposite"])
+def test_where_nothing_is_ruled_out_not_all_is_held_at_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixel, "_HELD", 1 << 12)
+    original = features(kind, 0, 16, 6)
+    generated = original + np.float32(1e-5) * features("random", 1, 16, 6)
+    assert pixel.cells_searched(generated, original, (40, 40))[1] > 8, "the features are easier than meant"
+    tracemalloc.start()
+    nearest_positions(generated, original, (40, 40))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6e6  # all scores at once would be 20 MB
+
+
+@settings(deadline=None, max_examples=60)
+@given(kinds, kinds, st.integers(0, 999), st.integers(1, 12), st.integers(1, 6), st.integers(1, 6), sizes)
+def test_grids_of_different_sizes(
+    one: str, other: str, seed: int, width: int, grid: int, theirs: int, size: Size
+) -> None:
+    agree(features(one, seed, width, grid), features(other, seed + 1, width, theirs), size)
+    agree(features(one, seed, width, grid), features(other, seed + 1, width, theirs), size, radius=3)
+
+
+@settings(deadline=None)
+@given(kinds, kinds, st.integers(0, 999), st.integers(1, 24), st.integers(1, 7), sizes, st.integers(0, 27))
+def test_only_the_window_is_searched(
+    one: str, other: str, seed: int, width: int, grid: int, size: Size, radius: int
+) -> None:
+    agree(features(one, seed, width, grid), features(other, seed + 1, width, grid), size, radius)
+
+
+@given(st.sampled_from(["duplicated", "constant"]), st.integers(0, 999), st.integers(0, 33))
+@settings(deadline=None, max_examples=40)
+def test_of_identical_pixels_the_first_in_the_window_wins(kind: str, seed: int, radius: int) -> None:
+    generated, original = features("random", seed, 8, 4), features(kind, seed + 1, 8, 4)
+    indices, _ = nearest_positions(generated, original, (32, 32), radius=radius)
+    rows = positions_of(original, (32, 32))
+    lines = np.stack(np.divmod(np.arange(32 * 32), 32))
+    for query, index in enumerate(indices):
+        inside = np.flatnonzero((np.abs(lines - lines[:, [query]]) <= radius).all(axis=0))
+        assert index == inside[(np.abs(rows[inside] - rows[index]) < 1e-12).all(axis=1)][0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_windows_from_one_pixel_to_everything(kind: str) -> None:
+    generated, original = features("random", 0, 12, 5), features(kind, 1, 12, 5)
+    size = (22, 31)
+    alone, _ = nearest_positions(generated, original, size, radius=0)
+    assert np.array_equal(alone, np.arange(22 * 31))
+    queries = np.array([681, 0, 7, 7, 300])
+    for radius in (1, 6, 31):
+        indices, similarities = nearest_positions(generated, original, size, radius=radius)
+        some, of_some = nearest_positions(generated, original, size, queries, radius)
+        assert np.array_equal(some, indices[queries])
+        assert np.allclose(of_some, similarities[queries], rtol=0, atol=1e-6)
+    everything, best = nearest_positions(generated, original, size)
+    assert np.array_equal(indices, everything)
+    assert np.abs(similarities - best).max() < 1e-6
+
+
+def test_without_a_norm_the_first_in_the_window_is_found() -> None:
+    indices, similarities = nearest_positions(
+        np.zeros((4, 3, 3), dtype=np.float32), features("random", 0, 4, 3), (9, 8), radius=2
+    )
+    expected = np.maximum(np.indices((9, 8)) - 2, 0)
+    assert np.array_equal(indices, (expected[0] * 8 + expected[1]).reshape(-1))
+    assert not similarities.any()
