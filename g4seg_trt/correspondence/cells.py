@@ -15,7 +15,7 @@ ZERO_NORM = 1e-6
 EPSILON = 3e-4
 """Added to the diagonal of a Gram matrix, so that it has an inverse."""
 
-_INVERTING = 1e-10  # above the rounding of an inverse in float64 of eigenvalues from EPSILON on
+_INVERTING = 1e-8  # above the rounding of an inverse whose condition is at most 4 / EPSILON
 _SAMPLES = 4
 
 
@@ -113,6 +113,7 @@ class Cells:
         spread: Doubles = np.maximum.reduceat(np.sqrt((weights**2).sum(axis=0)), starts[:-1])
         factor = (1.0 + EPSILON * spread**2) * (1.0 + _INVERTING)
         inner = np.linalg.inv(gram + EPSILON * np.eye(4)) * factor[:, None, None]
+        inner = (inner + inner.transpose(0, 2, 1)) / 2  # the factorisation reads one half only
         last = order[starts[1:] - 1]
         first = order[starts[:-1]]
         extents = [np.stack([first // size[1], last // size[1]]), np.stack([first % size[1], last % size[1]])]

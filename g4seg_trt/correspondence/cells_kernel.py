@@ -6,14 +6,12 @@ Norms and bounds are computed in float64 and stored in float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 
-from g4seg_trt.arrays import Doubles, Ints
 from g4seg_trt.correspondence.cells import ZERO_NORM, along
 from g4seg_trt.correspondence.grid_kernel import Blocks, block_products, precision_of
 
@@ -44,23 +42,24 @@ class Side:
     longest: int
 
 
-@lru_cache(maxsize=64)
 def side_of(positions: int, pixels: int, device: torch.device) -> Side:
-    """From a grid's positions to pixels along one axis (align_corners False, edges clamped)."""
-    before, way = along(positions, pixels)
-    starts = np.searchsorted(before, np.arange(max(positions - 1, 1) + 1))
-    nearest = np.clip(np.round((np.arange(positions) + 0.5) * pixels / positions - 0.5), 0, pixels - 1)
+    """From a grid's positions to pixels along one axis (align_corners False, edges clamped).
 
-    def on_device(values: Ints | Doubles, dtype: torch.dtype) -> torch.Tensor:
-        return torch.as_tensor(values, dtype=dtype).to(device)
-
+    Computed on the device at every call: tables that were kept could not be made, nor let go, during a capture.
+    """
+    pixel = torch.arange(pixels, dtype=torch.float64, device=device)
+    place = ((pixel + 0.5) * (positions / pixels) - 0.5).clamp(0.0, positions - 1.0)
+    before = place.long().clamp(max=max(positions - 2, 0))
+    cells = torch.arange(max(positions - 1, 1) + 1, device=device)
+    centre = torch.arange(positions, dtype=torch.float64, device=device)
+    nearest = ((centre + 0.5) * (pixels / positions) - 0.5).round().clamp(0, pixels - 1)
     return Side(
-        on_device(starts, torch.int32),
-        on_device(before, torch.int32),
+        torch.searchsorted(before, cells, out_int32=True),
+        before.int(),
         # Rounded, so that pixels at the same place of their cells have the same weights to the last bit.
-        on_device(way.round(9), torch.float32),
-        on_device(nearest, torch.int32),
-        int(np.diff(starts).max()),
+        (place - before).round(decimals=9).float(),
+        nearest.int(),
+        int(np.bincount(along(positions, pixels)[0]).max()),
     )
 
 

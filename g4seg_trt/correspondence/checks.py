@@ -40,7 +40,8 @@ def check_arguments(generated: object, original: object, size: object, queries: 
             "they must have the same dtype"
         )
     pixels = None if size is None else _size(size)
-    reach = None if radius is None else check_radius(radius)
+    # More than the longer side is everything, whatever is added to it.
+    reach = None if radius is None else min(check_radius(radius), max(pixels or ours.shape[1:]))
     if reach is not None and pixels is None and ours.shape != theirs.shape:
         raise CorrespondenceError(
             f"original has shape {list(theirs.shape)}, generated {list(ours.shape)}: "

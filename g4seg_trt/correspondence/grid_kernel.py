@@ -256,7 +256,8 @@ def blocks_for(features: torch.Tensor) -> Blocks:
 def prepare(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[P,...] -> features as the kernels read them and the inverse norm of every position, padded to whole 16s.
 
-    Half features stay raw. float32 ones are normalised here: their products could leave float32's range.
+    float16 features stay as they are, and bfloat16 ones up to a power of two, which is exact: their range is that of
+    float32, and products would leave it. float32 ones are normalised.
     """
     flat = features.reshape(features.shape[0], -1)
     depth, n = flat.shape
@@ -266,6 +267,9 @@ def prepare(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     _inverse_norms_kernel[(triton.cdiv(n, 32),)](flat, inverses, n, depth, flat.stride(0), BLOCK_N=32, BLOCK_D=64)
     if flat.dtype == torch.float32:
         return (flat * inverses).float(), (inverses > 0).float()
+    if flat.dtype == torch.bfloat16:
+        scale = torch.where(inverses > 0, torch.exp2(torch.floor(torch.log2(inverses))), 0.0)
+        return (flat * scale).bfloat16(), torch.where(inverses > 0, inverses / scale, 0.0).float()
     return flat, inverses.float()
 
 
@@ -324,6 +328,7 @@ def refine_on_grid(
     index = torch.empty((splits, n), dtype=torch.int32, device=left.device) if partial else None
     low, high = certainty_filter or (0.0, 0.0)
     width, radius = window or (1, 0)
+    radius = min(radius, n)  # everything, and far from the end of 32 bits
     flags = where.contiguous().view(torch.uint8) if where is not None else None
     values = probability.contiguous()
     source = source.contiguous()

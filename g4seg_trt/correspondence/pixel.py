@@ -21,6 +21,7 @@ from g4seg_trt.correspondence.bounds import TIE, Bounds, Pairs, Problem
 from g4seg_trt.correspondence.cells import ZERO_NORM, Cells, Upsampling, norms_of
 from g4seg_trt.correspondence.checks import check_arguments
 from g4seg_trt.correspondence.grid import unit_rows
+from g4seg_trt.errors import CorrespondenceError
 
 __all__ = ["cells_searched", "nearest_pixels"]
 
@@ -58,8 +59,10 @@ def cells_searched(
     Raises:
         CorrespondenceError: as `nearest_positions`.
     """
-    arguments = check_arguments(generated, original, size, queries, radius)
-    indices, _, counts = _search(arguments.generated, arguments.original, size, arguments.queries, arguments.radius)
+    ours, theirs, pixels, wanted, reach = check_arguments(generated, original, size, queries, radius)
+    if pixels is None:
+        raise CorrespondenceError("size is None, allowed: a height and a width, integers from 1 on")
+    indices, _, counts = _search(ours, theirs, pixels, wanted, reach)
     return counts.left / max(len(indices), 1), counts.compared / max(len(indices), 1)
 
 
@@ -104,6 +107,8 @@ def _search(
             indices[searched[done]] = found[done]
             similarities[searched[done]] = best[done] / norms[searched[done]]
             searched = searched[~done]
+    if searched.size:
+        raise RuntimeError(f"no match was found for {len(searched)} pixels: a bound is too low")
     return indices, similarities, counts
 
 

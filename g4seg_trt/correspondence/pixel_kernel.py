@@ -82,7 +82,7 @@ def _at_pixel(
     down: tl.tensor,
     width: tl.tensor,
 ) -> tl.tensor:
-    """The score of every query at one pixel of its own."""
+    """What every query reaches at one pixel of its own: the score less its rounding."""
     position = tl.load(row_of + y, mask=mask, other=0) * there_width + tl.load(column_of + x, mask=mask, other=0)
     c0 = _corner(products, r0, r1, r2, r3, position, mask, w0, w1, w2, w3)
     c1 = _corner(products, r0, r1, r2, r3, position + right, mask, w0, w1, w2, w3)
@@ -90,7 +90,8 @@ def _at_pixel(
     c3 = _corner(products, r0, r1, r2, r3, position + right + down, mask, w0, w1, w2, w3)
     dy = tl.load(downs + y, mask=mask, other=0.0)
     dx = tl.load(rights + x, mask=mask, other=0.0)
-    return _score(c0, c1, c2, c3, dy, dx, tl.load(inverses + y * width + x, mask=mask, other=0.0))
+    inverse = tl.load(inverses + y * width + x, mask=mask, other=0.0)
+    return _score(c0, c1, c2, c3, dy, dx, inverse) - _SLACK * (1.0 + inverse)
 
 
 @triton.jit
@@ -116,6 +117,7 @@ def _search_kernel(
     rights: tl.tensor,
     near_rows: tl.tensor,
     near_columns: tl.tensor,
+    tiles: tl.tensor,
     first_row: tl.tensor,
     here_width: tl.tensor,
     here_across: tl.tensor,
@@ -138,13 +140,15 @@ def _search_kernel(
     PIXELS: tl.constexpr,
 ) -> None:
     """One tile of the pixels of one cell of the generated image against all cells of the original."""
-    local_row = tl.program_id(0) // here_across
-    here_column = tl.program_id(0) % here_across
+    # One axis of programs: the others end at 65,535.
+    here_cell = tl.program_id(0) // tiles
+    local_row = here_cell // here_across
+    here_column = here_cell % here_across
     top = tl.load(here_row_starts + first_row + local_row)
     left = tl.load(here_column_starts + here_column)
     columns = tl.load(here_column_starts + here_column + 1) - left
     count = (tl.load(here_row_starts + first_row + local_row + 1) - top) * columns
-    first = tl.program_id(1) * TILE
+    first = tl.program_id(0) % tiles * TILE
     if first >= count:
         return
     offsets = first + tl.arange(0, TILE)
@@ -170,9 +174,9 @@ def _search_kernel(
         w3 = dy * dx
         r0 = (local_row * here_width + here_column).to(tl.int64) * m
         r1 = r0 + here_right * m
-        r2 = r0 + here_down.to(tl.int64) * m
+        r2 = r0 + tl.cast(here_down, tl.int64) * m
         r3 = r2 + here_right * m
-        # The value to beat is a little below that of a pixel of the search's own, whose cell is then not ruled out.
+        # The value to beat is below the score of a pixel of the search's own, whose cell is then not ruled out.
         best = _at_pixel(
             products,
             r0,
@@ -248,7 +252,7 @@ def _search_kernel(
                     width,
                 ),
             )
-        best = tl.where(live, best - _SLACK, _HUGE)
+        best = tl.where(live, best, _HUGE)
         row_begin = 0
         row_end = tl.maximum(there_height - 1, 1)
         column_begin = 0
@@ -420,7 +424,7 @@ def refine_on_pixels(
         some = min(at_once, rows - first)
         last = min(first + some + 1, here_grid[0]) * here_grid[1]
         products = products_of(left, right, first * here_grid[1], last, m, blocks)
-        _search_kernel[(some * across, tiles)](
+        _search_kernel[(some * across * tiles,)](
             products,
             inverse_here,
             inverse_there,
@@ -442,6 +446,7 @@ def refine_on_pixels(
             there_right.way,
             there_down.nearest,
             there_right.nearest,
+            tiles,
             first,
             here_grid[1],
             across,
@@ -449,7 +454,7 @@ def refine_on_pixels(
             *there_grid,
             *steps(there_grid),
             *size,
-            0 if radius is None else radius,
+            0 if radius is None else min(radius, max(size)),
             share,
             low,
             high,

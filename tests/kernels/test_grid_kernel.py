@@ -172,7 +172,7 @@ def test_where_and_without_matches(device: str) -> None:
 
 
 @pytest.mark.parametrize("splits", [1, 3])
-@pytest.mark.parametrize("radius", [0, 1, 3, 99])
+@pytest.mark.parametrize("radius", [0, 1, 3, 99, 2**31 - 1])
 @pytest.mark.parametrize(("height", "width"), [(6, 7), (1, 37), (9, 3)])
 def test_a_window(device: str, height: int, width: int, radius: int, splits: int) -> None:
     n = height * width
@@ -190,3 +190,11 @@ def test_a_window(device: str, height: int, width: int, radius: int, splits: int
     assert (everything.gather(1, indices[:, None])[:, 0] >= everything.max(dim=1).values - 1e-6).all()
     first = (everything >= everything.max(dim=1, keepdim=True).values - 1e-12).int().argmax(dim=1)
     assert torch.equal(indices, first)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scale", [2.0**-100, 1e-3, 2.0**100])
+def test_scale_of_bfloat16_features(device: str, scale: float) -> None:
+    """On a GPU only: the interpreter multiplies bfloat16 wrongly."""
+    generated, original = (features("random", seed, 32, 48, torch.bfloat16, device) for seed in (0, 1))
+    assert torch.equal(check(generated * scale, original * scale), check(generated, original))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from g4seg_trt.correspondence import nearest_positions, pixel
 from g4seg_trt.correspondence.bounds import Bounds
-from g4seg_trt.correspondence.cells import ZERO_NORM, Upsampling, norms_of
+from g4seg_trt.correspondence.cells import ZERO_NORM, Upsampling
 from g4seg_trt.correspondence.grid import unit_rows
 from g4seg_trt.correspondence.reference import nearest_positions_reference, positions_of
 
@@ -46,6 +46,13 @@ def features(kind: str, seed: int, width: int, grid: int) -> Floats:
     elif kind == "nearly constant":
         drawn = drawn[:, :1, :1] + 1e-5 * drawn
     return np.ascontiguousarray(drawn, dtype=np.float32)
+
+
+def upsampled(rows: Floats, upsampling: Upsampling) -> npt.NDArray[np.float64]:
+    """Unit features [g*g,P] at all pixels, float64 [n,P], not normalised again."""
+    corners = rows.astype(np.float64)[upsampling.corners[:, upsampling.cells]]
+    rows_there: npt.NDArray[np.float64] = np.einsum("kn,knp->np", upsampling.weights, corners)
+    return rows_there
 
 
 def agree(generated: Floats, original: Floats, size: Size, radius: int | None = None) -> None:
@@ -170,26 +177,38 @@ def test_what_is_held_and_the_dtype_make_no_difference(
 
 
 @settings(deadline=None, max_examples=50)
-@given(kinds, kinds, st.integers(0, 999), st.sampled_from([4, 40]), sizes, st.sampled_from([0, 64]))
+@given(
+    kinds,
+    kinds,
+    st.integers(0, 999),
+    st.sampled_from([4, 40]),
+    sizes | st.sampled_from([(5, 5), (3, 3), (10, 10), (15, 5)]),
+    st.sampled_from([0, 64]),
+)
 def test_bounds_are_above_and_what_is_reached_below(
     one: str, other: str, seed: int, width: int, size: Size, crowded: int
 ) -> None:
     generated, original = features(one, seed, width, 5), features(other, seed + 1, width, 5)
-    cosines = positions_of(generated, size) @ positions_of(original, size).T
-    norms = norms_of(unit_rows(generated), Upsampling.of((5, 5), size))
+    upsampling = Upsampling.of((5, 5), size)
+    wanted, candidates = (upsampled(unit_rows(side), upsampling) for side in (generated, original))
+    norms, lengths = (np.linalg.norm(rows, axis=1) for rows in (wanted, candidates))
+    similar_to_all = (wanted @ candidates.T) * np.where(lengths > ZERO_NORM, 1 / np.maximum(lengths, ZERO_NORM), 0.0)
     checked = 0
 
     def checking(self: Bounds, queries: npt.NDArray[np.int64]) -> Any:
         nonlocal checked
         left, pairs, reached = whole(self, queries)
         cells = self._cells
-        # Features are normalised in float32.
-        similar = (cosines * norms[:, None])[queries]
-        assert (reached <= similar.max(axis=1) + 2e-7).all()
-        for query, cell, bound in zip(pairs.query, pairs.cell, pairs.bound, strict=True):
-            own = similar[query, cells.pixels[cells.starts[cell] : cells.starts[cell + 1]]]
-            assert bound >= own.max() - 2e-7
-            checked += 1
+        similar = similar_to_all[queries]
+        rounding = 1e-13 / np.maximum(lengths[lengths > ZERO_NORM].min(initial=1.0), ZERO_NORM) ** 2
+        assert (reached <= similar.max(axis=1) + rounding).all()
+        best = np.maximum.reduceat(similar[:, cells.pixels], cells.starts[:-1], axis=1)
+        assert (pairs.bound >= best[pairs.query, pairs.cell] - rounding).all()
+        # What is ruled out could not have won: a bound that is too low would take its own evidence away.
+        ruled_out = np.ones(best.shape, dtype=np.bool_)
+        ruled_out[pairs.query, pairs.cell] = False
+        assert (best <= reached[:, None] + rounding)[ruled_out].all()
+        checked += len(pairs.query)
         return left, pairs, reached
 
     with pytest.MonkeyPatch.context() as patch:
@@ -281,3 +300,21 @@ def test_without_a_norm_the_first_in_the_window_is_found() -> None:
     expected = np.maximum(np.indices((9, 8)) - 2, 0)
     assert np.array_equal(indices, (expected[0] * 8 + expected[1]).reshape(-1))
     assert not similarities.any()
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1e-5, 1e-4, 1e-3])
+@pytest.mark.parametrize("size", [(8, 8), (4, 4), (24, 24), (16, 16)])
+def test_nearly_one_feature_everywhere(noise: float, size: Size) -> None:
+    """Gram matrices next to singular, and cells whose only pixel is their centre: the bound has no room there."""
+    generator = np.random.default_rng(0)
+    base = generator.normal(size=(16, 1, 1))
+    generated, original = ((base + noise * generator.normal(size=(16, 16, 16))).astype(np.float32) for _ in range(2))
+    agree(generated, original, size)
+
+
+def test_a_radius_of_any_size_is_everything() -> None:
+    generated, original = features("random", 0, 6, 4), features("random", 1, 6, 4)
+    for size in (None, (9, 7)):
+        expected = nearest_positions(generated, original, size)[0]
+        for radius in (16, 2**31 - 1, 2**63 - 1, 10**30):
+            assert np.array_equal(nearest_positions(generated, original, size, radius=radius)[0], expected)
