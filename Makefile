@@ -1,4 +1,4 @@
-# make demo | make test | make check. Stamps in .venv remember what is installed; touching pyproject.toml or
+# make demo | make test | make check | make gpu. Stamps in .venv remember what is installed; touching pyproject.toml or
 # constraints.txt installs again.
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ DEMO := g4seg_trt/assets/demo
 DEMO_OUTPUT := demo-output
 DEMO_CLASS := cross
 
-.PHONY: demo test check format clean
+.PHONY: demo test check gpu format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.created:
@@ -28,6 +28,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.torch
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.cpu
 
+# Names of TensorRT's API, to hold ours against; TensorRT itself is not installed.
+$(VENV)/.tensorrt-api: tests/tensorrt/install_bindings.py | $(VENV)/.dev
+	$(BIN)/python tests/tensorrt/install_bindings.py
+	touch $@
+
 demo: $(VENV)/.cpu
 	mkdir -p $(DEMO_OUTPUT)
 	$(BIN)/g4seg-refine --engine tiny --image $(DEMO)/image.png --mask $(DEMO)/mask.png \
@@ -35,8 +40,12 @@ demo: $(VENV)/.cpu
 		--output $(DEMO_OUTPUT)/probability.png --label $(DEMO_OUTPUT)/label.png \
 		--overlay $(DEMO_OUTPUT)/overlay.png
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.tensorrt-api
 	$(BIN)/python -m pytest
+
+# On a machine with a GPU, with the Python that has torch (and TensorRT, onnxruntime-gpu) there: installs nothing.
+gpu:
+	PYTHONPATH=.:engine:export:benchmarks $(PYTHON) -m g4seg_bench.gpu
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -265,7 +265,10 @@ class HostChain:
         return residual, indices, similarities
 
     def _run(self, network: str, inputs: Mapping[str, Floats | Ints], output: str) -> Floats:
-        values: Floats = self._runners[network].run(inputs)[output]
+        runner = self._runners[network]
+        # Float inputs and outputs of an engine may be half.
+        typed = {tensor.name: inputs[tensor.name].astype(tensor.dtype, copy=False) for tensor in runner.spec.inputs}
+        values: Floats = runner.run(typed)[output].astype(np.float32, copy=False)
         if not np.isfinite(values).all():
             raise EngineError(f"the network {network} returned values that are not finite; rebuild the engine")
         return values

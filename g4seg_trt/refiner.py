@@ -10,7 +10,8 @@ from typing import TypeAlias, TypeVar
 
 from g4seg_engine.manifest import Manifest, load_engine
 from g4seg_trt.arrays import Array
-from g4seg_trt.chain import Chain, EncodedImage, HostChain
+from g4seg_trt.backends import open_chain
+from g4seg_trt.chain import Chain, EncodedImage
 from g4seg_trt.config import RefineConfig, resolve_config
 from g4seg_trt.errors import ConfigError, G4SegError, ImageError
 from g4seg_trt.preparation import Preparation, PreparedImage, prepare_image, prepare_masks
@@ -72,8 +73,8 @@ class Refiner:
         engine: str | Path,
         *,
         backend: str = "onnxruntime",
-        device: str = "cpu",
-        batch_size: int = 1,
+        device: str | None = None,
+        batch_size: int | None = None,
         threads: int | None = None,
         config: RefineConfig | None = None,
         verify: bool = False,
@@ -82,9 +83,9 @@ class Refiner:
 
         Args:
             engine: path of the directory, or "tiny" for the engine that comes with the package.
-            backend: what runs the networks.
-            device: where.
-            batch_size: (image, class) pairs in one run.
+            backend: what runs the networks: "onnxruntime" or "tensorrt".
+            device: where: "cpu", "cuda" or "cuda:1" and so on; None for the backend's first choice.
+            batch_size: (image, class) pairs in one run; None for 1 on a CPU, the largest that was built on a GPU.
             threads: CPU threads, or None for the backend's choice.
             config: the settings; None takes the engine's recommended ones.
             verify: check the hash of every file, also of the large ones.
@@ -92,7 +93,7 @@ class Refiner:
         Raises:
             EngineError: if the directory is missing, incomplete, or not what its manifest says.
             MissingExtraError: if the backend is not installed.
-            ConfigError: if the batch size or a recommended setting is not allowed.
+            ConfigError: if the backend, the device, the batch size or a recommended setting is not allowed.
         """
         directory = engine_directory(engine)
         manifest = load_engine(directory, verify=verify)
@@ -106,9 +107,7 @@ class Refiner:
             pad=record.pad,
             length=manifest.dims.text_length,
         )
-        chain = HostChain.open(
-            directory, manifest, backend=backend, device=device, batch_size=batch_size, threads=threads
-        )
+        chain = open_chain(directory, manifest, backend=backend, device=device, batch_size=batch_size, threads=threads)
         return cls(chain, prompts, config=config, manifest=manifest)
 
     @property

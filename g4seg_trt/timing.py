@@ -18,6 +18,10 @@ STAGES: tuple[str, ...] = (
 )
 
 
+NETWORKS = "networks"
+"""On a GPU, in place of all stages between "resize" and "update" that are launched together."""
+
+
 class Timings(dict[str, float]):
     """Stage -> seconds; stages that did not run are absent."""
 
@@ -41,4 +45,4 @@ class Timings(dict[str, float]):
 
     def ordered(self) -> dict[str, float]:
         """A plain dict in the order of STAGES."""
-        return {name: self[name] for name in STAGES if name in self}
+        return {name: self[name] for name in (NETWORKS, *STAGES) if name in self}

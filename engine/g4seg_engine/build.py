@@ -96,7 +96,7 @@ def network_record(
         spec: what was exported; names, shapes and batch range are taken from it.
         files: the graph first, then its external data, all in the engine directory itself.
         opset: ONNX opset of the graph.
-        precision: what the graph computes in, such as "fp32".
+        precision: what the graph computes in, one of PRECISIONS.
         parity: figures of the comparison with torch, plain JSON.
     """
     return NetworkRecord(

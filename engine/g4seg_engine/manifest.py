@@ -179,7 +179,7 @@ def _from_data(data: object) -> Manifest:
 def _check_tensors(manifest: Manifest) -> list[str]:
     """What differs between the tensors that the engine was exported with and those that this version uses."""
     problems: list[str] = []
-    for name, spec in network_specs(manifest.dims).items():
+    for name, spec in network_specs(manifest.dims, io_dtype=manifest.io_dtype).items():
         record = manifest.networks.get(name)
         if record is None:
             continue

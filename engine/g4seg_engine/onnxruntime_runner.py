@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -23,7 +24,10 @@ from g4seg_engine.errors import EngineError, EngineMismatchError, MissingExtraEr
 from g4seg_engine.runner import Array, check_inputs, output_arrays
 from g4seg_engine.spec import BATCH, NetworkSpec, TensorSpec, show_shape
 
-_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 # onnxruntime's level "fatal": what it calls an error is raised as well, and one line is enough.
 _LOG_LEVEL = 4
 
@@ -34,8 +38,15 @@ class OnnxRuntimeRunner:
     Args:
         path: the .onnx file; external data is looked up beside it.
         spec: what the graph must offer.
-        provider: an execution provider of the installed onnxruntime. Only the CPU's has been run so far.
+        provider: an execution provider of the installed onnxruntime.
         threads: CPU threads, or None for as many as this process may use.
+        provider_options: the provider's own.
+        fixed_batch: the only batch size there will be; shapes become constants of the graph.
+
+    Attributes:
+        session: onnxruntime's; None once closed.
+        run_options: of every run.
+        errors: the exceptions that onnxruntime raises.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -47,24 +58,30 @@ class OnnxRuntimeRunner:
         self,
         path: str | Path,
         spec: NetworkSpec,
-        provider: str = "CPUExecutionProvider",
+        provider: str = CPU_PROVIDER,
         threads: int | None = None,
+        provider_options: Mapping[str, str] | None = None,
+        fixed_batch: int | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise EngineError(f"threads is {threads}, expected 1 or more")
+        if fixed_batch is not None:
+            spec = replace(spec, min_batch=fixed_batch, max_batch=fixed_batch)
         self.spec = spec
         self._onnxruntime = _import_onnxruntime()
-        self._errors = _error_types(self._onnxruntime)
-        self._session = self._open(Path(path), provider, threads or _usable_cpus())
-        self._run_options = self._onnxruntime.RunOptions()
-        self._run_options.log_severity_level = _LOG_LEVEL
-        if provider == "CPUExecutionProvider":
-            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        _check_graph(Path(path), spec, self._session)
+        self.errors = _error_types(self._onnxruntime)
+        self.session = self._open(
+            Path(path), provider, dict(provider_options or {}), threads or _usable_cpus(), fixed_batch
+        )
+        self.run_options = self._onnxruntime.RunOptions()
+        self.run_options.log_severity_level = _LOG_LEVEL
+        if provider == CPU_PROVIDER:
+            self.run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        _check_graph(Path(path), spec, self.session)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the network once; see Runner.run."""
-        session = self._session
+        session = self.session
         if session is None:
             raise EngineError(f"{self.spec.name}: this runner is closed")
         batch = check_inputs(self.spec, inputs)
@@ -78,14 +95,14 @@ class OnnxRuntimeRunner:
                 binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
             for name, array in outputs.items():
                 binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-            session.run_with_iobinding(binding, self._run_options)
-        except self._errors as error:
-            raise EngineError(f"{self.spec.name}: onnxruntime failed: {_first_line(error)}") from error
+            session.run_with_iobinding(binding, self.run_options)
+        except self.errors as error:
+            raise EngineError(f"{self.spec.name}: onnxruntime failed: {first_line(error)}") from error
         return outputs
 
     def close(self) -> None:
         """Frees the session."""
-        self._session = None
+        self.session = None
 
     def __enter__(self) -> OnnxRuntimeRunner:
         return self
@@ -95,7 +112,9 @@ class OnnxRuntimeRunner:
     ) -> None:
         self.close()
 
-    def _open(self, path: Path, provider: str, threads: int) -> Any:
+    def _open(
+        self, path: Path, provider: str, provider_options: dict[str, str], threads: int, fixed_batch: int | None
+    ) -> Any:
         onnxruntime = self._onnxruntime
         available = onnxruntime.get_available_providers()
         if provider not in available:
@@ -107,11 +126,15 @@ class OnnxRuntimeRunner:
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if fixed_batch is not None:
+            options.add_free_dimension_override_by_name(BATCH, fixed_batch)
         try:
-            session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
-        except self._errors as error:
+            session = onnxruntime.InferenceSession(
+                path, options, providers=[(provider, provider_options)], enable_fallback=0
+            )
+        except self.errors as error:
             raise EngineError(
-                f"onnxruntime {onnxruntime.__version__} cannot open {path}: {_first_line(error)}"
+                f"onnxruntime {onnxruntime.__version__} cannot open {path}: {first_line(error)}"
             ) from error
         if session.get_providers()[0] != provider:
             raise EngineError(f"onnxruntime could not start its provider {provider} and would use the CPU")
@@ -172,5 +195,5 @@ def _same_axes(spec: NetworkSpec, tensor: TensorSpec, shape: list[int | str | No
     return True
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from g4seg_engine.errors import EngineError
-from g4seg_engine.spec import NETWORKS, ModelDims, NetworkSpec, TensorSpec, network_specs
+from g4seg_engine.spec import NETWORKS, PRECISIONS, ModelDims, NetworkSpec, TensorSpec, network_specs
 from g4seg_engine.version import VERSION
 
 MANIFEST_FILE = "manifest.json"
@@ -117,12 +117,13 @@ class NetworkRecord:
     Attributes:
         files: the graph first, then its external data.
         opset: ONNX opset of the graph.
-        precision: what the graph computes in, such as "fp32".
+        precision: what the graph computes in, one of PRECISIONS.
         inputs: in graph order.
         outputs: in graph order.
         min_batch: smallest batch in one run.
         max_batch: largest batch in one run.
-        parity: figures of the comparison with torch, plain JSON.
+        parity: figures of the comparison with torch, plain JSON; with "compared": "module" where the graph itself
+            was not run (bfloat16, which no runtime on a CPU executes).
     """
 
     files: tuple[FileRecord, ...]
@@ -137,6 +138,7 @@ class NetworkRecord:
     def __post_init__(self) -> None:
         if not self.files:
             raise EngineError("no files, expected the graph")
+        _check_choice("precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,12 @@ class Manifest:
         if offset != timedelta(0):
             raise EngineError(f"created is {self.created!r}, expected a time in UTC such as {utc_now()}")
 
+    @property
+    def io_dtype(self) -> str:
+        """The dtype of the float inputs and outputs, one of IO_DTYPES; the networks of an engine share it."""
+        tensors = (tensor for record in self.networks.values() for tensor in (*record.inputs, *record.outputs))
+        return "float16" if any(tensor.dtype == "float16" for tensor in tensors) else "float32"
+
     def files(self) -> tuple[FileRecord, ...]:
         """Every file of the engine but the manifest itself: tokenizer, networks, artefacts."""
         files = [self.tokenizer.record]
@@ -239,7 +247,7 @@ class Manifest:
         record = self.networks.get(network)
         if record is None:
             raise EngineError(f"unknown network {network!r}: this engine has {', '.join(self.networks)}")
-        spec = network_specs(self.dims)[network]
+        spec = network_specs(self.dims, precision=record.precision, io_dtype=self.io_dtype)[network]
         return replace(spec, min_batch=record.min_batch, max_batch=record.max_batch)
 
 

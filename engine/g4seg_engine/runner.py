@@ -33,7 +33,8 @@ class Runner(Protocol):
         """Runs the network once.
 
         Args:
-            inputs: exactly the arrays of ``spec.inputs`` by name. They are not changed.
+            inputs: exactly the arrays of ``spec.inputs`` by name, in the dtypes of the spec: an engine with
+                float16 inputs takes no float32. They are not changed.
 
         Returns:
             The arrays of ``spec.outputs`` by name. They belong to the caller: no later run touches them.
@@ -86,7 +87,13 @@ def open_runner(
     if manifest is None:
         manifest = load_engine(directory)
     spec = manifest.spec(network)
-    graph = Path(directory) / manifest.networks[network].files[0].file
+    record = manifest.networks[network]
+    if record.precision == "bf16" and device == "cpu":
+        raise EngineError(
+            f"engine {directory} computes in bfloat16, for which {backend} has no operators on the CPU: build one with "
+            "--precision fp32 or fp16"
+        )
+    graph = Path(directory) / record.files[0].file
 
     from g4seg_engine.onnxruntime_runner import OnnxRuntimeRunner
 

@@ -28,9 +28,9 @@ class Injection:
     """What EMI adds in one forward pass of the UNet. Its masks are reduced once per resolution.
 
     Args:
-        mask: float [B,1,h,h], 1 on the object, at the latent's resolution.
-        token_mask: float [B,T], 1 at the class name's tokens.
-        weight: float [B,2]: alpha in self- and in cross-attention.
+        mask: float32 [B,1,h,h], 1 on the object, at the latent's resolution.
+        token_mask: float32 [B,T], 1 at the class name's tokens.
+        weight: float32 [B,2]: alpha in self- and in cross-attention.
     """
 
     def __init__(self, mask: Tensor, token_mask: Tensor, weight: Tensor) -> None:
@@ -40,16 +40,16 @@ class Injection:
         self._by_count: dict[int, Tensor] = {}
 
     def query_channel(self, tokens: int, *, cross: bool) -> Tensor:
-        """alpha * s, float [B,1,N,1]. The strength stays on this side; the other is exactly 0 or 1."""
+        """alpha * s, float32 [B,1,N,1]. The strength stays on this side; the other is exactly 0 or 1."""
         alpha = self._weight[:, int(cross)].reshape(-1, 1, 1, 1)
         return alpha * self._positions(tokens).unsqueeze(-1)
 
     def key_channel(self, tokens: int, *, cross: bool) -> Tensor:
-        """s (self) or tau (cross), float [B,1,1,K]."""
+        """s (self) or tau (cross), float32 [B,1,1,K]."""
         return self._token_mask[:, None, None, :] if cross else self._positions(tokens).unsqueeze(-2)
 
     def _positions(self, tokens: int) -> Tensor:
-        """The mask at the resolution of `tokens` positions, float [B,1,N], by strided nearest selection."""
+        """The mask at the resolution of `tokens` positions, float32 [B,1,N], by strided nearest selection."""
         if tokens not in self._by_count:
             side, size = math.isqrt(tokens), self._mask.shape[-1]
             if side * side != tokens:
@@ -63,11 +63,17 @@ class Injection:
         return self._by_count[tokens]
 
 
+def attention_weights(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """softmax over the last axis, its maximum and sum always in float32; the weights in `dtype`."""
+    return scores.float().softmax(dim=-1).to(dtype)
+
+
 class EmiProcessor:
     """Attention written out as two matrix products, which ONNX Runtime's CPU kernels run fastest.
 
     Takes the `Injection` as the keyword `emi`. K is transposed straight from the projection's layout and the
-    scale is applied to Q, the smaller operand.
+    scale is applied to Q, the smaller operand. In half precision the injection's strength is scaled in float32,
+    and layers with `upcast_attention` make their scores in float32.
     """
 
     def __init__(self, form: str) -> None:
@@ -99,11 +105,9 @@ class EmiProcessor:
         if attn.upcast_attention:
             query, key = query.float(), key.float()
 
-        query_channel = emi.query_channel(queries, cross=cross).to(query.dtype) * attn.scale
+        query_channel = (emi.query_channel(queries, cross=cross) * attn.scale).to(query.dtype)
         scores = self._scores(query * attn.scale, key, query_channel, emi.key_channel(keys, cross=cross))
-        if attn.upcast_softmax:
-            scores = scores.float()
-        output = torch.matmul(scores.softmax(dim=-1).to(dtype), value)
+        output = torch.matmul(attention_weights(scores, dtype), value)
         output = attn.to_out[0](output.transpose(1, 2).flatten(2))
         if attn.residual_connection:
             output = output + hidden_states

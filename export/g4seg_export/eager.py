@@ -1,4 +1,4 @@
-"""The whole refinement in plain PyTorch, float32, from the diffusers modules.
+"""The whole refinement in plain PyTorch, from the diffusers modules: float32 on a CPU, or half on a GPU.
 
 It shares no code with the exported graphs' wrappers or with the numpy runtime, so that agreement means
 something. Two flavours: `reference` (attention and neighbours spelled out, for tests) and `baseline` (fused
@@ -70,31 +70,42 @@ class EagerPipeline:
         source: from `sources.load_source`.
         flavour: "reference" or "baseline".
         dense_mode: of the image encoder; None for the source's own.
+        device: where the modules run.
+        dtype: of weights and activations, as `pipeline.to(dtype)` of diffusers does it.
 
     Raises:
         ExportError: for an unknown flavour.
     """
 
-    def __init__(self, source: Source, flavour: str = "reference", *, dense_mode: str | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        flavour: str = "reference",
+        *,
+        dense_mode: str | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         if flavour not in FLAVOURS:
             raise ExportError(f"unknown flavour {flavour!r}: allowed are {', '.join(FLAVOURS)}")
         self.source = source
         self._reference = flavour == "reference"
         self._dense_mode = dense_mode or source.dense_mode
-        self._unet = source.load_unet()
-        self._vae = source.load_vae()
-        self._text_encoder = source.load_text_encoder()
-        self._image_encoder = source.load_image_encoder()
+        self._device, self._dtype = torch.device(device), dtype
+        self._unet = source.load_unet().to(self._device, dtype)
+        self._vae = source.load_vae().to(self._device, dtype)
+        self._text_encoder = source.load_text_encoder().to(self._device, dtype)
+        self._image_encoder = source.load_image_encoder().to(self._device, dtype)
 
     @torch.inference_mode()
     def encode_text(self, input_ids: NDArray[np.int64]) -> Floats:
         """int64 [T] -> float32 [T,C]."""
-        return _array(self._text(torch.from_numpy(input_ids)[None])[0])
+        return _array(self._text(self._tensor(input_ids)[None])[0])
 
     @torch.inference_mode()
     def encode_image(self, image: Floats) -> tuple[Floats, Floats]:
         """float32 [3,H,H] in [0,1] -> the clean latent float32 [Z,h,h] and the features float32 [P,g,g]."""
-        pixels = torch.from_numpy(image)
+        pixels = self._tensor(image)
         return _array(self._encode(pixels)), _array(self._features(pixels))
 
     @torch.inference_mode()
@@ -122,11 +133,11 @@ class EagerPipeline:
         """
         return _array(
             self._denoise(
-                torch.from_numpy(latent),
-                torch.from_numpy(noise),
-                torch.from_numpy(text_embedding),
-                torch.from_numpy(token_mask),
-                torch.from_numpy(mask),
+                self._tensor(latent),
+                self._tensor(noise),
+                self._tensor(text_embedding),
+                self._tensor(token_mask),
+                self._tensor(mask),
                 settings,
             )
         )
@@ -155,33 +166,46 @@ class EagerPipeline:
         """
         settings = settings or EagerSettings()
         timings: dict[str, float] = {}
-        pixels, coarse = torch.from_numpy(image), torch.from_numpy(probability)
-        with _timed(timings, "vae_encoder"):
+        pixels = self._tensor(image)
+        coarse = torch.from_numpy(probability).to(self._device)
+        with self._timed(timings, "vae_encoder"):
             latent = self._encode(pixels)
-        with _timed(timings, "image_encoder"):
+        with self._timed(timings, "image_encoder"):
             original = self._features(pixels)
-        with _timed(timings, "text_encoder"):
-            text = self._text(torch.from_numpy(input_ids)[None])[0]
-        with _timed(timings, "unet"):
+        with self._timed(timings, "text_encoder"):
+            text = self._text(self._tensor(input_ids)[None])[0]
+        with self._timed(timings, "unet"):
             denoised = self._denoise(
                 latent,
-                torch.from_numpy(noise),
+                self._tensor(noise),
                 text,
-                torch.from_numpy(token_mask),
-                torch.from_numpy(mask),
+                self._tensor(token_mask),
+                self._tensor(mask),
                 settings,
             )
-        with _timed(timings, "vae_decoder"):
+        with self._timed(timings, "vae_decoder"):
             generated = self._decode(denoised)
-        with _timed(timings, "image_encoder_generated"):
+        with self._timed(timings, "image_encoder_generated"):
             features = self._features(generated)
-        with _timed(timings, "correspondence"):
+        with self._timed(timings, "correspondence"):
             indices, margins = self._neighbours(features, original)
-        with _timed(timings, "update"):
+        with self._timed(timings, "update"):
             refined = update(coarse, indices, original.shape[-1], settings)
         return EagerRefinement(
-            _array(refined), _array(generated), _array(denoised), indices.numpy(), _array(margins), timings
+            _array(refined), _array(generated), _array(denoised), indices.cpu().numpy(), _array(margins), timings
         )
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array).to(self._device)
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+    @contextmanager
+    def _timed(self, timings: dict[str, float], stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        timings[stage] = time.perf_counter() - start
 
     def _text(self, input_ids: Tensor) -> Tensor:
         embedding: Tensor = self._text_encoder(input_ids)[0]
@@ -228,7 +252,7 @@ class EagerPipeline:
         batch = image[None]
         if grid * patch != image.shape[-1]:
             batch = F.interpolate(batch, size=(grid * patch,) * 2, mode="bicubic", antialias=True)
-        pixels = (batch - _CLIP_MEAN) / _CLIP_DEVIATION
+        pixels = (batch - _CLIP_MEAN.to(batch)) / _CLIP_DEVIATION.to(batch)
         if self._dense_mode == "last":
             hidden = vision(pixels, interpolate_pos_encoding=True).last_hidden_state
         else:
@@ -306,7 +330,7 @@ def update(coarse: Tensor, indices: Tensor, grid: int, settings: EagerSettings) 
         float [H,H] in [0,1], S*.
     """
     size = coarse.shape[-1]
-    pool = _area_matrix(size, grid)
+    pool = _area_matrix(size, grid).to(coarse)
     pooled = (pool @ coarse @ pool.T).flatten()
     mixed = settings.beta * pooled + (1 - settings.beta) * pooled[indices]
     change = (mixed - pooled).reshape(1, 1, grid, grid)
@@ -326,13 +350,6 @@ def _area_matrix(size: int, grid: int) -> Tensor:
     return (covered.clamp_min(0) * grid / size).float()
 
 
-@contextmanager
-def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    timings[stage] = time.perf_counter() - start
-
-
 def _array(tensor: Tensor) -> Floats:
-    result: Floats = tensor.float().contiguous().numpy()
+    result: Floats = tensor.float().contiguous().cpu().numpy()
     return result

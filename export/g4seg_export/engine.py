@@ -6,8 +6,9 @@ Importing this module loads neither torch nor diffusers; `export_engine` does.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from g4seg_engine.build import check_output, network_record, record_file, staged_engine
+from g4seg_engine.compilation import Compiler
 from g4seg_engine.manifest import (
     ImageEncoderRecord,
     InjectionRecord,
@@ -25,12 +27,10 @@ from g4seg_engine.manifest import (
     write_manifest,
 )
 from g4seg_engine.records import INJECTION_FORMS
-from g4seg_engine.spec import NETWORKS, NetworkSpec, network_specs
+from g4seg_engine.spec import IO_DTYPES, NETWORKS, PRECISIONS, NetworkSpec, network_specs
 from g4seg_export.requirements import require_export_packages
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from g4seg_export.sources import Source
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -45,6 +45,8 @@ def export_engine(
     output: Path,
     *,
     form: str = "folded",
+    precision: str = "fp32",
+    io_dtype: str = "float32",
     image_encoder: str | None = None,
     dense_mode: str | None = None,
     revision: str | None = None,
@@ -52,6 +54,7 @@ def export_engine(
     overwrite: bool = False,
     progress: bool = True,
     check_recommended: Callable[[Mapping[str, Any]], None] | None = None,
+    compiler: Compiler | None = None,
 ) -> Manifest:
     """Export a model and write a complete engine directory, or nothing.
 
@@ -61,14 +64,19 @@ def export_engine(
         model: hub id, diffusers folder, "tiny" or "random:NAME" (see `sources.load_source`).
         output: the engine directory to make.
         form: of mask injection in the graph, "folded" or "dense".
+        precision: "fp32", "fp16" or "bf16": of weights and activations (see `precision`).
+        io_dtype: "float32" or "float16": of the graphs' float inputs and outputs.
         image_encoder: hub id or folder of a CLIP vision model; None for the model's own, else CLIP ViT-B/16.
         dense_mode: "last", "maskclip" or "csa"; None for the model's own choice.
         revision: of a hub model.
-        half_weights: store weights as float16, computing in float32; None: as the source does, per network.
+        half_weights: store the weights of "fp32" graphs as float16, computing in float32; None: as the source
+            does, per network.
         overwrite: replace an engine that is already there, once the new one is complete.
         progress: show a progress bar on stderr.
         check_recommended: called with the settings that the model recommends before anything is exported; what it
             raises ends the build.
+
+        compiler: makes a backend's artefacts of the graphs, which become a part of the engine; None for none.
 
     Returns:
         The manifest that was written.
@@ -76,16 +84,23 @@ def export_engine(
     Raises:
         MissingExtraError: if a package of the export extra is not installed.
         SourceError: if the model cannot be found, loaded or used.
-        ExportError: for an unknown form or dense mode, or a network that cannot be exported.
+        ExportError: for an unknown form, precision, I/O dtype or dense mode, or a network that cannot be exported.
         ParityError: if a graph does not compute what its torch module computes.
-        EngineError: if the output cannot be written.
+        EngineError: if the output cannot be written, or the compiler fails.
     """
     require_export_packages()
+    if compiler is not None:
+        compiler.check()
     from g4seg_export.errors import ExportError
     from g4seg_export.image_encoder import DENSE_MODES
     from g4seg_export.sources import load_source
 
-    for what, value, allowed in (("form", form, INJECTION_FORMS), ("dense mode", dense_mode, (None, *DENSE_MODES))):
+    for what, value, allowed in (
+        ("form", form, INJECTION_FORMS),
+        ("precision", precision, PRECISIONS),
+        ("I/O dtype", io_dtype, IO_DTYPES),
+        ("dense mode", dense_mode, (None, *DENSE_MODES)),
+    ):
         if value not in allowed:
             raise ExportError(f"unknown {what} {value!r}: allowed are {', '.join(filter(None, allowed))}")
 
@@ -94,21 +109,25 @@ def export_engine(
     if check_recommended is not None:
         check_recommended(source.recommended)
     dense_mode = dense_mode or source.dense_mode
-    specs = network_specs(source.dims)
+    specs = network_specs(source.dims, precision=precision, io_dtype=io_dtype)
     options = {
         "--form": None if form == "folded" else form,
+        "--precision": None if precision == "fp32" else precision,
+        "--io": None if io_dtype == "float32" else io_dtype,
         "--image-encoder": image_encoder,
         "--dense-mode": None if dense_mode == source.dense_mode else dense_mode,
         # The commit also where none was asked for: the default branch moves on.
         "--revision": source.revision or None,
+        **(compiler.options if compiler is not None else {}),
     }
     with staged_engine(output, overwrite=overwrite) as staging:
         networks: dict[str, NetworkRecord] = {}
         with tqdm(NETWORKS, unit="network", disable=not progress) as bar:
             for name in bar:
                 bar.set_description(name)
-                half = source.stored_half(name) if half_weights is None else half_weights
-                networks[name] = _export_one(source, specs[name], staging, form, dense_mode, half)
+                stored_half = source.stored_half(name) if half_weights is None else half_weights
+                how = _Options(form, dense_mode, precision, stored_half and precision == "fp32")
+                networks[name] = _export_one(source, specs[name], staging, how)
         (staging / TOKENIZER_FILE).write_bytes(source.tokens.json)
         tokenizer = record_file(staging / TOKENIZER_FILE)
         manifest = Manifest(
@@ -131,17 +150,30 @@ def export_engine(
             note=source.note,
             build_command=_build_command(model, output, options),
         )
+        if compiler is not None:
+            manifest = replace(manifest, artefacts=compiler.compile(staging, manifest))
         write_manifest(staging, manifest)
     return manifest
 
 
-def _export_one(
-    source: Source, spec: NetworkSpec, folder: Path, form: str, dense_mode: str, half: bool
-) -> NetworkRecord:
+@dataclass(frozen=True)
+class _Options:
+    """How to export; see `export_engine`."""
+
+    form: str
+    dense_mode: str
+    precision: str
+    half_weights: bool
+
+
+def _export_one(source: Source, spec: NetworkSpec, folder: Path, options: _Options) -> NetworkRecord:
     """Load, export and check one network; its torch module is freed before ONNX Runtime loads the graph."""
     from g4seg_export.examples import example_inputs
-    from g4seg_export.onnx_export import OPSET, export_network, release_weights, round_to_half
-    from g4seg_export.parity import compare_outputs, reference_outputs
+    from g4seg_export.graph_check import check_half_graph
+    from g4seg_export.networks import load_network
+    from g4seg_export.onnx_export import BF16_OPSET, OPSET, export_network, release_weights, round_to_half
+    from g4seg_export.parity import compare_outputs, compare_rounded, reference_outputs
+    from g4seg_export.precision import float32_products, set_io, set_precision
     from g4seg_export.upsampling import phase_upsampling
 
     def example(batch: int) -> dict[str, NDArray[Any]]:
@@ -153,44 +185,39 @@ def _export_one(
             timesteps=len(source.alphas_cumprod),
         )
 
+    precision, half_weights = options.precision, options.half_weights
+    opset = BF16_OPSET if precision == "bf16" else OPSET
     examples = [example(batch) for batch in _parity_batches(spec, source.dims.square)]
+    rounded = None
     path = folder / f"{spec.name}.onnx"
-    with _network_module(source, spec.name, form, dense_mode) as module:
-        if half:
-            round_to_half(module)
+    with load_network(source, spec.name, options.form, options.dense_mode) as network:
+        if half_weights:
+            round_to_half(network)
+        expected = reference_outputs(network, spec, examples)
         # Sums of half weights are not half weights: folding the upsampling would store them in full again.
-        with nullcontext() if half else phase_upsampling(module):
-            files = export_network(module, spec, example(min(2, spec.max_batch)), path, half_weights=half)
-        expected = reference_outputs(module, spec, examples)
-        release_weights(module)
-    parity = compare_outputs(path, spec, examples, expected)
-    return network_record(spec, files, opset=OPSET, precision="fp32", parity=parity)
+        with nullcontext() if half_weights else phase_upsampling(network):
+            set_precision(network, precision)
+            set_io(network, spec.outputs[0].dtype)
+            files = export_network(
+                network, spec, example(min(2, spec.max_batch)), path, half_weights=half_weights, opset=opset
+            )
+            if precision == "bf16":
+                # ONNX Runtime's CPU has no bfloat16 convolution: the module speaks for its graph.
+                rounded = reference_outputs(network, spec, examples)
+        islands = float32_products(network)
+        release_weights(network)
+    if rounded is None:
+        parity = compare_outputs(path, spec, examples, expected)
+    else:
+        parity = compare_rounded(path, spec, examples, rounded, expected)
+    if precision != "fp32":
+        parity |= check_half_graph(path, spec.name, precision, islands)
+    return network_record(spec, files, opset=opset, precision=precision, parity=parity)
 
 
 def _parity_batches(spec: NetworkSpec, square: int) -> tuple[int, ...]:
     large = square > _SMALL_SQUARE and spec.name in ("unet", "vae_decoder")
     return (1,) if spec.max_batch == 1 or large else (1, 2)
-
-
-@contextmanager
-def _network_module(source: Source, name: str, form: str, dense_mode: str) -> Iterator[nn.Module]:
-    """One network of the engine as a torch module, ready to run."""
-    from g4seg_export import networks
-    from g4seg_export.attention import inject
-    from g4seg_export.image_encoder import ImageEncoder
-
-    if name == "text_encoder":
-        yield networks.TextEncoder(source.load_text_encoder()).eval()
-    elif name == "vae_encoder":
-        yield networks.VaeEncoder(source.load_vae(), source.vae_scaling_factor).eval()
-    elif name == "vae_decoder":
-        yield networks.VaeDecoder(source.load_vae(), source.vae_scaling_factor).eval()
-    elif name == "image_encoder":
-        yield ImageEncoder(source.load_image_encoder(), source.dims.square, dense_mode).eval()
-    else:
-        unet = source.load_unet()
-        with inject(unet, form):
-            yield networks.Unet(unet, source.alphas_cumprod, source.prediction_type).eval()
 
 
 def _build_command(model: str, output: Path, options: dict[str, str | None]) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from g4seg_export.attention import attention_weights
 from g4seg_export.errors import ExportError
-from g4seg_export.modules import VisionModel
+from g4seg_export.modules import Network, VisionModel
 
 DENSE_MODES = ("last", "maskclip", "csa")
 
@@ -28,7 +29,7 @@ def encoder_grid(square: int, patch: int) -> int:
     return square // patch
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(Network):
     """An image to features of unit norm at every position of a g x g grid.
 
     The image is resized (bicubic, antialiased) to the largest multiple of the patch size that fits the
@@ -42,6 +43,8 @@ class ImageEncoder(nn.Module):
     Raises:
         ExportError: for an unknown dense mode, or a square smaller than one patch.
     """
+
+    islands = ("mean", "deviation", "resize")
 
     mean: Tensor
     deviation: Tensor
@@ -68,20 +71,21 @@ class ImageEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """image float [B,3,H,H] in [0,1] -> features float [B,P,g,g], unit norm per position."""
+        image = image.float()
         if self.resized:
             image = torch.matmul(torch.matmul(self.resize, image), self.resize.T)
         pixels = (image - self.mean) / self.deviation
-        patches = self.vision.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        patches = self.vision.embeddings.patch_embedding(pixels.to(self.compute)).flatten(2).transpose(1, 2)
         first = self.vision.embeddings.class_embedding.expand(patches.shape[0], 1, -1)
         hidden = self.vision.pre_layrnorm(torch.cat([first, patches], dim=1) + self.position)
         *blocks, last = self.vision.encoder.layers
         for block in blocks:
             hidden = _run_block(block, hidden, "last")
         hidden = _run_block(last, hidden, self.dense_mode)
-        tokens = self.projection(self.vision.post_layernorm(hidden[:, 1:]))
+        tokens = self.projection(self.vision.post_layernorm(hidden[:, 1:])).float()
         features = tokens / torch.linalg.vector_norm(tokens, dim=-1, keepdim=True).clamp_min(1e-12)
         grid: Tensor = features.transpose(1, 2).unflatten(-1, (self.grid, self.grid))
-        return grid
+        return grid.to(self.io)
 
 
 def interpolated_positions(weight: Tensor, grid: int) -> Tensor:
@@ -136,7 +140,7 @@ def _run_block(block: Any, hidden: Tensor, mode: str) -> Tensor:
 def _attention_weights(query: Tensor, key: Tensor, heads: int) -> Tensor:
     """softmax(Q K^T / sqrt(d)) per head: two float [B,N,C] -> [B,heads,N,N]."""
     query, key = _heads(query, heads), _heads(key, heads).transpose(-1, -2)
-    return torch.matmul(query * query.shape[-1] ** -0.5, key).softmax(dim=-1)
+    return attention_weights(torch.matmul(query * query.shape[-1] ** -0.5, key), key.dtype)
 
 
 def _heads(states: Tensor, heads: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Names for the libraries' modules in annotations.
+"""The base of the engine's networks, and names for the libraries' modules in annotations.
 
 diffusers and transformers annotate their classes only in part (a UNet is no nn.Module there), so strict
 checking of code that uses them would check their gaps. To mypy these are Any.
@@ -6,7 +6,10 @@ checking of code that uses them would check their gaps. To mypy these are Any.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import nn
 
 UnetModel: TypeAlias = Any
 """diffusers.UNet2DConditionModel"""
@@ -22,3 +25,17 @@ VisionModel: TypeAlias = Any
 
 AttentionLayer: TypeAlias = Any
 """diffusers.models.attention_processor.Attention"""
+
+
+class Network(nn.Module):
+    """One network of an engine; `precision.set_precision` and `precision.set_io` choose its dtypes.
+
+    Attributes:
+        compute: dtype of the model's weights and activations. What a network does around its model is float32.
+        io: dtype of the float inputs and outputs.
+        islands: names of the buffers that stay float32 whatever `compute` is.
+    """
+
+    compute: torch.dtype = torch.float32
+    io: torch.dtype = torch.float32
+    islands: ClassVar[tuple[str, ...]] = ()

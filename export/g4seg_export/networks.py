@@ -1,25 +1,32 @@
 """The networks of an engine: modules whose forward takes and returns the tensors of `g4seg_engine.spec`.
 
-All arithmetic around the networks lives here, so that it ends up inside the graphs. Images are RGB in [0, 1];
-floats are float32. h is the latent's side, H the model square's.
+All arithmetic around the networks lives here, so that it ends up inside the graphs, and is float32 also where
+the model inside computes in half precision. Images are RGB in [0, 1]; floats are of the network's `io` dtype.
+h is the latent's side, H the model square's.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from g4seg_engine.records import PREDICTION_TYPES
-from g4seg_export.attention import KWARG, Injection
+from g4seg_export.attention import KWARG, Injection, inject
 from g4seg_export.errors import ExportError
-from g4seg_export.modules import TextModel, UnetModel, VaeModel
+from g4seg_export.image_encoder import ImageEncoder
+from g4seg_export.modules import Network, TextModel, UnetModel, VaeModel
+
+if TYPE_CHECKING:
+    from g4seg_export.sources import Source
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Network):
     """Token ids to the text embedding: the last hidden state after the final layer norm."""
 
     def __init__(self, model: TextModel) -> None:
@@ -29,10 +36,10 @@ class TextEncoder(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """input_ids int64 [B,T] -> text_embedding float [B,T,C]."""
         embedding: Tensor = self.model(input_ids=input_ids).last_hidden_state
-        return embedding
+        return embedding.to(self.io)
 
 
-class VaeEncoder(nn.Module):
+class VaeEncoder(Network):
     """An image to its clean latent: the posterior's mean, not a sample, times the scaling factor."""
 
     def __init__(self, vae: VaeModel, scaling_factor: float) -> None:
@@ -42,11 +49,12 @@ class VaeEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """image float [B,3,H,H] in [0,1] -> latent float [B,Z,h,h]."""
-        mean: Tensor = self.vae.encode(image * 2.0 - 1.0).latent_dist.mean
-        return mean * self.scaling_factor
+        pixels = (image.float() * 2.0 - 1.0).to(self.compute)
+        mean: Tensor = self.vae.encode(pixels).latent_dist.mean
+        return (mean.float() * self.scaling_factor).to(self.io)
 
 
-class VaeDecoder(nn.Module):
+class VaeDecoder(Network):
     """A latent to its image."""
 
     def __init__(self, vae: VaeModel, scaling_factor: float) -> None:
@@ -56,11 +64,12 @@ class VaeDecoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """latent float [B,Z,h,h] -> image float [B,3,H,H], clamped to [0,1]."""
-        image: Tensor = self.vae.decode(latent / self.scaling_factor, return_dict=False)[0]
-        return (image * 0.5 + 0.5).clamp(0.0, 1.0)
+        scaled = (latent.float() / self.scaling_factor).to(self.compute)
+        image: Tensor = self.vae.decode(scaled, return_dict=False)[0]
+        return (image.float() * 0.5 + 0.5).clamp(0.0, 1.0).to(self.io)
 
 
-class Unet(nn.Module):
+class Unet(Network):
     """One denoising step from the clean latent and noise to the estimate of the clean latent (paper eq. 2).
 
     With abar the alpha-bar of the timestep and z_t = sqrt(abar) z + sqrt(1 - abar) noise, the estimate is
@@ -77,6 +86,8 @@ class Unet(nn.Module):
     Raises:
         ExportError: for another prediction type, or an alpha-bar outside [0, 1] (eps: (0, 1]).
     """
+
+    islands = ("signal", "sigma")
 
     signal: Tensor
     sigma: Tensor
@@ -120,11 +131,33 @@ class Unet(nn.Module):
         """
         signal = self.signal.index_select(0, timestep).reshape(-1, 1, 1, 1)
         sigma = self.sigma.index_select(0, timestep).reshape(-1, 1, 1, 1)
-        noisy = signal * latent + sigma * noise
-        options: dict[str, Any] = {KWARG: Injection(mask, token_mask, emi_weight)}
-        prediction: Tensor = self.unet(
-            noisy, timestep, text_embedding, cross_attention_kwargs=options, return_dict=False
+        noisy = signal * latent.float() + sigma * noise.float()
+        injection = Injection(mask.float(), token_mask.float(), emi_weight.float())
+        output: Tensor = self.unet(
+            noisy.to(self.compute),
+            timestep,
+            text_embedding.to(self.compute),
+            cross_attention_kwargs={KWARG: injection},
+            return_dict=False,
         )[0]
+        prediction = output.float()
         if self.prediction_type == "v_prediction":
-            return signal * noisy - sigma * prediction
-        return (noisy - sigma * prediction) / signal
+            return (signal * noisy - sigma * prediction).to(self.io)
+        return ((noisy - sigma * prediction) / signal).to(self.io)
+
+
+@contextmanager
+def load_network(source: Source, name: str, form: str, dense_mode: str) -> Iterator[Network]:
+    """Load one network of the engine, ready to run; with `form` of mask injection in the UNet."""
+    if name == "text_encoder":
+        yield TextEncoder(source.load_text_encoder()).eval()
+    elif name == "vae_encoder":
+        yield VaeEncoder(source.load_vae(), source.vae_scaling_factor).eval()
+    elif name == "vae_decoder":
+        yield VaeDecoder(source.load_vae(), source.vae_scaling_factor).eval()
+    elif name == "image_encoder":
+        yield ImageEncoder(source.load_image_encoder(), source.dims.square, dense_mode).eval()
+    else:
+        unet = source.load_unet()
+        with inject(unet, form):
+            yield Unet(unet, source.alphas_cumprod, source.prediction_type).eval()

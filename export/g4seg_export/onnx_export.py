@@ -21,6 +21,9 @@ OPSET = 18
 """Here GroupNorm becomes InstanceNormalization, which ONNX Runtime runs faster than opset 21's
 GroupNormalization (on CPU 1.6 times at 128x256x256), and LayerNorm is one operator."""
 
+BF16_OPSET = 22
+"""The first whose Conv takes bfloat16."""
+
 EXTERNAL_DATA_BYTES = 1_500_000_000
 """Weights above this go to a file beside the graph. One protobuf file cannot pass 2 GB."""
 
@@ -36,6 +39,7 @@ def export_network(
     path: Path,
     *,
     half_weights: bool = False,
+    opset: int = OPSET,
 ) -> list[Path]:
     """Write `module` as an ONNX graph with the names and axes of `spec`.
 
@@ -46,6 +50,7 @@ def export_network(
         path: of the graph; large weights go to the same name with ".data" appended.
         half_weights: store weights as float16 with a cast in the graph, wherever that loses nothing. Round
             the module first (`round_to_half`), or few weights will qualify.
+        opset: ONNX opset of the graph.
 
     Returns:
         The files written, the graph first.
@@ -64,7 +69,7 @@ def export_network(
                 module,
                 arguments,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=names,
                 output_names=[tensor.name for tensor in spec.outputs],
                 dynamic_shapes=shapes,

@@ -8,15 +8,18 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from g4seg_engine.spec import IO_DTYPES, PRECISIONS
 from g4seg_engine.version import VERSION
 from g4seg_trt.atomic import check_writable
-from g4seg_trt.cli.common import DONE, STDOUT, new_parser, run, write_json
+from g4seg_trt.cli.common import DONE, STDOUT, new_parser, run, say, write_json
 from g4seg_trt.cli.options import BACKENDS
 from g4seg_trt.cli.outputs import check_folder
 from g4seg_trt.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
+    from g4seg_engine.compilation import TensorRTCompiler
     from g4seg_engine.manifest import Manifest
+    from g4seg_export.fp16_range import RangeReport
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,7 +38,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--output", required=True, metavar="DIR", help="the engine directory to make")
     add("--backend", choices=BACKENDS, default="onnxruntime", help="what will run it (default: %(default)s)")
-    add("--precision", choices=("fp32",), default="fp32", help="of the graphs (default: %(default)s)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        help="of weights and activations; half graphs keep float32 islands (default: fp32, with tensorrt fp16)",
+    )
+    add(
+        "--io",
+        choices=IO_DTYPES,
+        default="float32",
+        help="what float inputs and outputs of the graphs are (default: %(default)s)",
+    )
     add(
         "--form",
         choices=("folded", "dense"),
@@ -50,7 +63,30 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dense-mode", choices=("last", "maskclip", "csa"), help="how it gives features for every position")
     add("--revision", metavar="REV", help="revision of a hub model; the manifest pins the commit")
     add("--overwrite", action="store_true", help="replace an engine directory that is there")
-    add("--json", metavar="FILE|-", help="report: networks, sizes, parity figures, seconds")
+    add(
+        "--check-fp16-range",
+        metavar="IMAGES",
+        help="before the export run the model in float32 on these pictures (a file, or a folder of which 16 are taken) "
+        "and list every tensor whose magnitude comes near the end of float16",
+    )
+    plans = parser.add_argument_group("with --backend tensorrt")
+    plans.add_argument(
+        "--batch-sizes",
+        type=batch_sizes,
+        metavar="N,N",
+        help="masks in one run, a plan for each (default: 1,2,4,8); more masks are split",
+    )
+    plans.add_argument(
+        "--workspace", type=float, metavar="GB", help="GPU memory for one kernel's own use (default: all)"
+    )
+    plans.add_argument(
+        "--optimization-level",
+        type=int,
+        metavar="N",
+        help="0 builds fast, 5 looks longest for the fastest kernels (default: 3)",
+    )
+    plans.add_argument("--timing-cache", metavar="FILE", help="timings to start from; new ones are added")
+    add("--json", metavar="FILE|-", help="report: networks, sizes, parity figures, range, seconds")
     return parser
 
 
@@ -64,25 +100,66 @@ def execute(_parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     output = Path(arguments.output)
     check_folder(output)
     if arguments.json not in (None, STDOUT):
-        report = Path(arguments.json)
-        check_writable(report)
-        if output.resolve() in (report.resolve(), *report.resolve().parents):
-            raise OutputError(f"cannot write {report}: it lies in the engine directory; choose another place")
+        place = Path(arguments.json)
+        check_writable(place)
+        if output.resolve() in (place.resolve(), *place.resolve().parents):
+            raise OutputError(f"cannot write {place}: it lies in the engine directory; choose another place")
+    compiler = _compiler(arguments, output)
     start = perf_counter()
-    manifest = _export(arguments, output)
+    ranges = None if arguments.check_fp16_range is None else _check_range(arguments, output)
+    manifest = _export(arguments, output, compiler)
     elapsed = perf_counter() - start
     if arguments.json is not None:
-        write_json(arguments.json, _report(arguments, manifest, elapsed))
+        report = _report(arguments, manifest, elapsed)
+        write_json(arguments.json, report if ranges is None else {**report, "fp16_range": ranges.as_json()})
     if arguments.json != STDOUT:
         for name, network in manifest.networks.items():
             size = sum(file.bytes for file in network.files) / 1e6
             print(f"{name}: {size:.1f} MB, relative difference to PyTorch {network.parity['relative']:.1e}")
+        if any(network.parity.get("compared") == "module" for network in manifest.networks.values()):
+            print("no bfloat16 graph was run here: the differences are PyTorch's own in bfloat16 to float32")
+        for artefact in manifest.artefacts:
+            size = sum(file.bytes for file in artefact.files) / 1e6
+            sizes = ", ".join(map(str, artefact.batch_sizes))
+            print(f"{artefact.network}: {artefact.backend}, batch sizes {sizes}: {size:.1f} MB")
         print(f"engine: {output}")
         print(f"{elapsed:.1f} s")
     return DONE
 
 
-def _export(arguments: argparse.Namespace, output: Path) -> Manifest:
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """Parse "1,2,4"; argparse reports what does not fit."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected integers such as 1,2,4,8") from error
+
+
+def _compiler(arguments: argparse.Namespace, output: Path) -> TensorRTCompiler | None:
+    """TensorRT's, if it is asked for.
+
+    Raises:
+        ConfigError: for one of its options with another backend.
+        EngineError: for batch sizes that are not allowed.
+    """
+    given = {
+        "batch_sizes": arguments.batch_sizes,
+        "workspace_gb": arguments.workspace,
+        "optimization_level": arguments.optimization_level,
+        "timing_cache": None if arguments.timing_cache is None else Path(arguments.timing_cache),
+    }
+    named = {name: value for name, value in given.items() if value is not None}
+    if arguments.backend != "tensorrt":
+        if named:
+            option = "--" + next(iter(named)).removesuffix("_gb").replace("_", "-")
+            raise ConfigError(f"{option} is given with --backend {arguments.backend}, allowed: with --backend tensorrt")
+        return None
+    from g4seg_engine.compilation import TensorRTCompiler
+
+    return TensorRTCompiler(**named, earlier=output)
+
+
+def _export(arguments: argparse.Namespace, output: Path, compiler: TensorRTCompiler | None) -> Manifest:
     # Imported here: a runtime installation never needs it, and --help need not wait for numpy.
     from g4seg_export.engine import export_engine
     from g4seg_trt.config import resolve_config
@@ -97,12 +174,41 @@ def _export(arguments: argparse.Namespace, output: Path) -> Manifest:
         arguments.model,
         output,
         form=arguments.form,
+        precision=arguments.precision or ("fp32" if compiler is None else "fp16"),
+        io_dtype=arguments.io,
         image_encoder=arguments.image_encoder,
         dense_mode=arguments.dense_mode,
         revision=arguments.revision,
         overwrite=arguments.overwrite,
         check_recommended=check_recommended,
+        compiler=compiler,
     )
+
+
+def _check_range(arguments: argparse.Namespace, output: Path) -> RangeReport:
+    from g4seg_export.requirements import require_export_packages
+
+    require_export_packages()
+    from g4seg_engine.build import check_output
+    from g4seg_export.fp16_range import LIMIT, check_fp16_range
+
+    check_output(output, overwrite=arguments.overwrite)  # before minutes of work
+    ranges = check_fp16_range(
+        arguments.model,
+        Path(arguments.check_fp16_range),
+        form=arguments.form,
+        image_encoder=arguments.image_encoder,
+        dense_mode=arguments.dense_mode,
+        revision=arguments.revision,
+    )
+    if arguments.json != STDOUT:
+        for name, network in ranges.networks.items():
+            print(f"{name}: largest magnitude {network.largest:.4g} at {network.tensor}")
+            for tensor, magnitude in network.above.items():
+                print(f"{name}: {magnitude:.4g} at {tensor}, float16 ends at {2 * LIMIT:.0f}")
+    if not ranges.fits:
+        say(f"warning: some magnitudes are above {LIMIT:.0f}, half of float16's range: build with --precision bf16")
+    return ranges
 
 
 def _report(arguments: argparse.Namespace, manifest: Manifest, elapsed: float) -> dict[str, Any]:
@@ -119,6 +225,7 @@ def _report(arguments: argparse.Namespace, manifest: Manifest, elapsed: float) -
         "version": VERSION,
         "engine": arguments.output,
         "backend": arguments.backend,
+        "io_dtype": manifest.io_dtype,
         "model": {"id": manifest.model.id, "revision": manifest.model.revision},
         "networks": networks,
         "seconds": round(elapsed, 3),

@@ -10,12 +10,13 @@ from importlib import metadata
 from typing import Any
 
 from g4seg_engine.version import VERSION
+from g4seg_trt.backends import BACKENDS
 from g4seg_trt.cli.common import say
 from g4seg_trt.cli.options import given_settings
 from g4seg_trt.config import RefineConfig, resolve_config
 from g4seg_trt.refiner import Refiner, engine_directory
 
-_PACKAGES = ("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu")
+_PACKAGES = ("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "torch")
 
 
 def open_refiner(arguments: argparse.Namespace) -> tuple[Refiner, RefineConfig]:
@@ -57,7 +58,7 @@ def run_facts(arguments: argparse.Namespace, refiner: Refiner, config: RefineCon
             "manifest_sha256": hashlib.sha256(manifest_file.read_bytes()).hexdigest(),
         },
         "backend": arguments.backend,
-        "device": arguments.device,
+        "device": arguments.device or BACKENDS[arguments.backend][0],
         "batch_size": refiner.batch_size,
         "threads": arguments.threads,
         "config": config.to_mapping(),

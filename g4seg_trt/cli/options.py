@@ -7,7 +7,7 @@ from typing import Any
 
 from g4seg_trt.config import PRESETS, RESOLUTIONS
 
-BACKENDS = ("onnxruntime",)
+BACKENDS = ("onnxruntime", "tensorrt")
 """Backends that an engine can run on."""
 
 SETTINGS = ("timestep", "beta", "certainty_filter", "emi_self", "emi_cross", "seed", "soften", "resolution", "radius")
@@ -90,13 +90,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         default="onnxruntime",
         help="what runs the networks (default: %(default)s)",
     )
-    add("--device", default="cpu", metavar="NAME", help="where they run (default: %(default)s)")
+    add("--device", metavar="cpu|cuda", help="where they run (default: cpu with onnxruntime, cuda with tensorrt)")
     add(
         "--batch-size",
         type=int,
-        default=1,
         metavar="N",
-        help="masks in one run of the networks (default: %(default)s)",
+        help="masks in one run of the networks (default: 1 on a CPU, the largest that was built on a GPU)",
     )
     add("--threads", type=int, default=None, metavar="N", help="CPU threads (default: all)")
     add("--verify", action="store_true", help="check every hash of the engine, also of large files")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from g4seg_engine.compilation import TensorRTCompiler
 from g4seg_engine.manifest import load_engine
 from g4seg_trt.cli.build_engines import main
 from g4seg_trt.errors import ConfigError, G4SegError
@@ -46,6 +47,7 @@ def test_options_reach_the_export(
         [
             *("--model", "random:sd21", "--output", str(tmp_path / "out"), "--form", "dense"),
             *("--image-encoder", "some/clip", "--dense-mode", "csa", "--revision", "abc", "--overwrite"),
+            *("--precision", "fp16", "--io", "float16"),
         ]
     )
     assert code == 0
@@ -60,10 +62,13 @@ def test_options_reach_the_export(
             "model": "random:sd21",
             "output": tmp_path / "out",
             "form": "dense",
+            "precision": "fp16",
+            "io_dtype": "float16",
             "image_encoder": "some/clip",
             "dense_mode": "csa",
             "revision": "abc",
             "overwrite": True,
+            "compiler": None,
         }
     ]
     out = capsys.readouterr().out
@@ -74,8 +79,43 @@ def test_options_reach_the_export(
 def test_defaults_leave_the_choice_to_the_source(calls: list[dict[str, Any]], tmp_path: Path) -> None:
     assert main(["--model", "tiny", "--output", str(tmp_path / "out")]) == 0
     assert calls[0]["form"] == "folded"
+    assert (calls[0]["precision"], calls[0]["io_dtype"]) == ("fp32", "float32")
     assert calls[0]["image_encoder"] is calls[0]["dense_mode"] is calls[0]["revision"] is None
     assert calls[0]["overwrite"] is False
+
+
+def test_tensorrt_options_reach_its_compiler(calls: list[dict[str, Any]], tmp_path: Path) -> None:
+    command = ["--model", "tiny", "--output", str(tmp_path / "out"), "--backend", "tensorrt"]
+    assert main(command) == 0
+    assert calls[0]["precision"] == "fp16"
+    assert calls[0]["compiler"] == TensorRTCompiler((1, 2, 4, 8), earlier=tmp_path / "out")
+    more = ["--precision", "bf16", "--batch-sizes", "1,3", "--workspace", "4", "--optimization-level", "5"]
+    assert main([*command, *more, "--timing-cache", "times"]) == 0
+    assert calls[1]["precision"] == "bf16"
+    assert calls[1]["compiler"] == TensorRTCompiler((1, 3), 4.0, 5, Path("times"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--batch-sizes", "1"), "--batch-sizes is given with --backend onnxruntime"),
+        (("--workspace", "1"), "--workspace is given with --backend onnxruntime"),
+        (("--optimization-level", "0"), "--optimization-level is given with --backend onnxruntime"),
+        (("--timing-cache", "x"), "--timing-cache is given with --backend onnxruntime"),
+        (("--backend", "tensorrt", "--batch-sizes", "0"), "batch sizes are '0', allowed"),
+        (("--backend", "tensorrt", "--batch-sizes", "2,2"), "batch sizes are '2,2', allowed"),
+    ],
+)
+def test_compiler_options_that_do_not_fit(
+    calls: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    words: str,
+) -> None:
+    assert main(["--model", "tiny", "--output", str(tmp_path / "out"), *options]) == 1
+    assert words in capsys.readouterr().err
+    assert not calls
 
 
 @pytest.mark.usefixtures("calls")
@@ -113,11 +153,58 @@ def test_errors_are_one_line(
     assert len(calls) == (model == "bad"), "the place is checked before the work"
 
 
-@pytest.mark.parametrize("option", [("--backend", "abacus"), ("--precision", "fp7"), ("--form", "round")])
+@pytest.mark.parametrize(
+    "option", [("--backend", "abacus"), ("--precision", "fp7"), ("--io", "bfloat16"), ("--form", "round")]
+)
 def test_unknown_choices_are_wrong_usage(option: tuple[str, str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--model", "tiny", "--output", "out", *option])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("loud", [False, True])
+def test_the_range_check_warns_and_goes_on(
+    calls: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    loud: bool,
+) -> None:
+    from g4seg_export import fp16_range
+
+    above = {"mid.attn (bmm)": 40000.0} if loud else {}
+    asked: list[Any] = []
+
+    def check(model: str, images: Path, **options: Any) -> fp16_range.RangeReport:
+        asked.append((model, images, options))
+        assert not calls, "the check comes before the export"
+        return fp16_range.RangeReport(2, {"unet": fp16_range.NetworkRange(40000.0, "mid.attn (bmm)", above)})
+
+    monkeypatch.setattr(fp16_range, "check_fp16_range", check)
+    target = str(tmp_path / "report.json")
+    options = ["--form", "dense", "--check-fp16-range", "photos", "--json", target]
+    assert main(["--model", "tiny", "--output", str(tmp_path / "out"), *options]) == 0
+    expected = {"form": "dense", "image_encoder": None, "dense_mode": None, "revision": None}
+    assert asked == [("tiny", Path("photos"), expected)]
+    assert len(calls) == 1
+    captured = capsys.readouterr()
+    assert "unet: largest magnitude 4e+04 at mid.attn (bmm)" in captured.out
+    assert ("unet: 4e+04 at mid.attn (bmm), float16 ends at 65504" in captured.out) == loud
+    assert ("build with --precision bf16" in captured.err) == loud
+    found = json.loads(Path(target).read_text("utf-8"))["fp16_range"]
+    assert (found["images"], found["limit"]) == (2, 32752)
+    assert found["networks"]["unet"]["above"] == [{"tensor": name, "magnitude": size} for name, size in above.items()]
+
+
+def test_the_range_is_not_checked_when_there_is_no_place_for_the_engine(
+    calls: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("g4seg_export.fp16_range.check_fp16_range", lambda *_, **__: pytest.fail("checked"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("")
+    assert main(["--model", "tiny", "--output", str(tmp_path / "out"), "--check-fp16-range", "photos"]) == 1
+    assert "is not empty and no engine directory" in capsys.readouterr().err
+    assert not calls
 
 
 @pytest.mark.parametrize("package", ["torch", "diffusers", "onnxscript"])

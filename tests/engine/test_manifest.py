@@ -24,10 +24,11 @@ from g4seg_engine.manifest import (
     ModelRecord,
     NetworkRecord,
     TokenizerRecord,
+    load_engine,
     read_manifest,
     write_manifest,
 )
-from g4seg_engine.spec import NETWORKS, ModelDims, network_specs
+from g4seg_engine.spec import IO_DTYPES, NETWORKS, PRECISIONS, ModelDims, network_specs
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -54,19 +55,20 @@ files = st.builds(FileRecord, names, hashes, sizes)
 def manifests(draw: st.DrawFn) -> Manifest:
     factor = draw(counts)
     rest = [draw(counts) for _ in range(5)]
+    io_dtype = draw(st.sampled_from(IO_DTYPES))
     dims = ModelDims(factor * draw(counts), factor, *rest)
     networks = {
         name: NetworkRecord(
             files=tuple(draw(st.lists(files, min_size=1, max_size=2))),
             opset=draw(counts),
-            precision=draw(texts),
+            precision=draw(st.sampled_from(PRECISIONS)),
             inputs=spec.inputs,
             outputs=spec.outputs,
             min_batch=spec.min_batch,
             max_batch=spec.max_batch,
             parity=draw(plain),
         )
-        for name, spec in network_specs(dims).items()
+        for name, spec in network_specs(dims, io_dtype=io_dtype).items()
     }
     artefacts = st.builds(
         ArtefactRecord,
@@ -318,6 +320,31 @@ def test_spec_of_a_network_has_the_exported_batch_range(engine: Path) -> None:
     assert manifest.spec("unet") == replace(network_specs(manifest.dims)["unet"], max_batch=3)
     with pytest.raises(EngineError, match="unknown network 'vae': this engine has"):
         manifest.spec("vae")
+
+
+def test_half_inputs_and_outputs_belong_to_the_whole_engine(engine: Path) -> None:
+    manifest = read_manifest(engine)
+    assert manifest.io_dtype == "float32"
+    networks = {
+        name: replace(manifest.networks[name], inputs=spec.inputs, outputs=spec.outputs)
+        for name, spec in network_specs(manifest.dims, io_dtype="float16").items()
+    }
+    half = replace(manifest, networks=networks)
+    write_manifest(engine, half)
+    assert load_engine(engine).io_dtype == "float16"
+    assert half.spec("unet") == network_specs(manifest.dims, io_dtype="float16")["unet"]
+    write_manifest(engine, replace(manifest, networks={**manifest.networks, "unet": networks["unet"]}))
+    with pytest.raises(EngineMismatchError, match="vae_decoder inputs: expected latent float16"):
+        load_engine(engine)
+
+
+def test_the_spec_has_the_tolerance_of_the_precision(engine: Path) -> None:
+    manifest = read_manifest(engine)
+    unet = replace(manifest.networks["unet"], precision="fp16")
+    spec = replace(manifest, networks={**manifest.networks, "unet": unet}).spec("unet")
+    assert spec == network_specs(manifest.dims, precision="fp16")["unet"]
+    with pytest.raises(EngineError, match="precision is 'half', expected fp32 or fp16 or bf16"):
+        replace(unet, precision="half")
 
 
 def test_deep_nesting_is_an_error_not_a_crash() -> None:

@@ -293,6 +293,33 @@ def test_open_runner_runs_a_network_of_an_engine(engine: Path, fill_engine: Call
     open_runner(engine, "image_encoder", manifest=manifest).close()
 
 
+def test_half_inputs_and_outputs_stay_half(tmp_path: Path) -> None:
+    helper, half = onnx.helper, onnx.TensorProto.FLOAT16
+    values = [helper.make_tensor_value_info(name, half, ["batch", 3]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "double", values[:1], values[1:])
+    path = tmp_path / "double.onnx"
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    tensors = [TensorSpec(name, "float16", (BATCH, 3)) for name in ("x", "y")]
+    spec = NetworkSpec("double", (tensors[0],), (tensors[1],), 1, 8, 1e-3)
+    with OnnxRuntimeRunner(path, spec, threads=1) as runner:
+        result = runner.run({"x": np.array([[1.5, -2.0, 0.1]], np.float16)})["y"]
+        assert result.dtype == np.float16
+        np.testing.assert_array_equal(result, np.array([[3.0, -4.0, 0.2]], np.float16))
+        with pytest.raises(RunnerInputError, match="input x has dtype float32, expected float16"):
+            runner.run({"x": np.zeros((1, 3), np.float32)})
+    wrong = replace(spec, inputs=(TensorSpec("x", "float32", (BATCH, 3)),))
+    with pytest.raises(EngineMismatchError, match=r"expected x float32 \[B, 3\], found x float16"):
+        OnnxRuntimeRunner(path, wrong)
+
+
+def test_a_bfloat16_engine_is_not_for_the_cpu(engine: Path, fill_engine: Callable[[Path], Manifest]) -> None:
+    manifest = fill_engine(engine)
+    networks = {name: replace(record, precision="bf16") for name, record in manifest.networks.items()}
+    write_manifest(engine, replace(manifest, networks=networks))
+    with pytest.raises(EngineError, match=r"bfloat16.* on the CPU: build one with --precision fp32 or fp16"):
+        open_runner(engine, "unet")
+
+
 @pytest.mark.parametrize(
     ("module", "absent"),
     [

@@ -5,7 +5,16 @@ from dataclasses import replace
 import pytest
 
 from g4seg_engine.errors import EngineError
-from g4seg_engine.spec import BATCH, MAX_BATCH, NETWORKS, ModelDims, NetworkSpec, TensorSpec, network_specs
+from g4seg_engine.spec import (
+    BATCH,
+    MAX_BATCH,
+    NETWORKS,
+    PARITY_TOLERANCE,
+    ModelDims,
+    NetworkSpec,
+    TensorSpec,
+    network_specs,
+)
 
 SD21 = ModelDims(
     square=512,
@@ -72,7 +81,7 @@ def test_latent_size() -> None:
     assert SD21.latent_size == 64
 
 
-@pytest.mark.parametrize(("dtype", "shape"), [("float16", (1,)), ("float32", (0,)), ("int64", ("batch",))])
+@pytest.mark.parametrize(("dtype", "shape"), [("bfloat16", (1,)), ("float32", (0,)), ("int64", ("batch",))])
 def test_wrong_tensors_are_refused(dtype: str, shape: tuple[int | str, ...]) -> None:
     TensorSpec("x", "float32", (BATCH, 1))
     with pytest.raises(EngineError, match="tensor x"):
@@ -83,3 +92,32 @@ def test_wrong_tensors_are_refused(dtype: str, shape: tuple[int | str, ...]) -> 
 def test_wrong_batch_ranges_are_refused(low: int, high: int) -> None:
     with pytest.raises(EngineError, match="batch range"):
         NetworkSpec("x", (), (), low, high, 1e-4)
+
+
+def test_half_inputs_and_outputs_change_every_float_tensor_and_no_other() -> None:
+    for name, spec in network_specs(SD21, io_dtype="float16").items():
+        usual = network_specs(SD21)[name]
+        for tensor, before in zip((*spec.inputs, *spec.outputs), (*usual.inputs, *usual.outputs), strict=True):
+            expected = {"float32": "float16", "int64": "int64"}[before.dtype]
+            assert tensor == replace(before, dtype=expected)
+        # Rounding the outputs alone costs up to 5e-4.
+        assert spec.tolerance >= 5e-4 > usual.tolerance == PARITY_TOLERANCE
+
+
+def test_the_precision_decides_the_tolerance_alone() -> None:
+    usual, half, brain = (network_specs(SD21, precision=precision) for precision in ("fp32", "fp16", "bf16"))
+    for name in NETWORKS:
+        assert usual[name].tolerance < half[name].tolerance < brain[name].tolerance
+        assert usual[name] == replace(half[name], tolerance=usual[name].tolerance)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "half"}, "precision is 'half', expected fp32 or fp16 or bf16"),
+        ({"io_dtype": "bfloat16"}, "I/O dtype is 'bfloat16', expected float32 or float16"),
+    ],
+)
+def test_unknown_precisions_and_dtypes_are_refused(options: dict[str, str], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        network_specs(SD21, **options)

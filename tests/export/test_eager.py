@@ -218,3 +218,24 @@ def test_pooling_counts_border_pixels_by_their_share() -> None:
 def test_an_unknown_flavour_is_refused(model_folder: Path) -> None:
     with pytest.raises(ExportError, match="allowed are reference, baseline"):
         EagerPipeline(load_source(str(model_folder)), "fast")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [("cpu", torch.bfloat16), pytest.param("cuda", torch.float16, marks=pytest.mark.gpu)],
+)
+def test_half_precision_is_the_same_up_to_its_rounding(
+    pipelines: dict[str, EagerPipeline], inputs: dict[str, NDArray[Any]], device: str, dtype: torch.dtype
+) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU")
+    source = pipelines["baseline"].source
+    half = EagerPipeline(source, "baseline", device=device, dtype=dtype).refine(**inputs, settings=SETTINGS)
+    full = pipelines["baseline"].refine(**inputs, settings=SETTINGS)
+    for name in ("generated", "denoised"):
+        one, other = getattr(half, name), getattr(full, name)
+        assert one.dtype == np.float32
+        difference = np.abs(one - other).max() / np.abs(other).max()
+        assert 0 < difference < 0.05, name
+    clear = full.margins > 0.02
+    assert np.array_equal(half.indices[clear], full.indices[clear])

@@ -1,0 +1,149 @@
+"""What the GPU benchmark compares: the chain on each backend, and eager PyTorch in half."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from g4seg_bench.sides import Task
+from g4seg_engine.manifest import Manifest
+from g4seg_engine.spec import NETWORKS, NetworkSpec
+from g4seg_engine.tensors import Enqueue, TensorRunner, check_bound
+from g4seg_trt.chain import ClassMask
+from g4seg_trt.injection import seeded_noise
+from g4seg_trt.preparation import PreparedClass, prepare_image, prepare_masks
+from g4seg_trt.prompt import PromptEncoder
+from g4seg_trt.torch_chain import TorchChain
+from g4seg_trt.update import BackgroundRule
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One mask as the networks take it: everything before them is done, and not timed."""
+
+    pixels: Floats
+    one: PreparedClass
+    noise: Floats
+
+    @classmethod
+    def of(cls, task: Task, directory: Path, manifest: Manifest) -> Prepared:
+        """The task's, for an engine."""
+        dims, record = manifest.dims, manifest.tokenizer
+        prompts = PromptEncoder(
+            directory / record.file, bos=record.bos, eos=record.eos, pad=record.pad, length=dims.text_length
+        )
+        image = prepare_image(task.image, dims.square)
+        masks = {task.target: task.coarse}
+        one = prepare_masks(masks, image.size, prompts, dims, task.config, BackgroundRule()).classes[0]
+        noise = seeded_noise(task.config.seed, (dims.latent_channels, dims.latent_size, dims.latent_size))
+        return cls(image.pixels, one, noise)
+
+
+class ChainSide:
+    """The chain: for each of `count` images its encoding and text, then one batch of all their masks."""
+
+    def __init__(self, chain: TorchChain, task: Task, prepared: Prepared) -> None:
+        self._chain, self._task, self._prepared = chain, task, prepared
+        self.count = chain.batch_size
+
+    def run(self) -> NDArray[np.int64]:
+        """Refine; returns the first mask's matches."""
+        chain, given = self._chain, self._prepared
+        pairs = [
+            ClassMask(
+                chain.encode_image(given.pixels),
+                chain.encode_text(given.one.prompt.input_ids),
+                given.one.prompt.token_mask,
+                given.one.mask,
+                given.one.square,
+                given.noise,
+            )
+            for _ in range(self.count)
+        ]
+        return chain.refine_batch(pairs, self._task.config)[0].indices
+
+    def close(self) -> None:
+        """Let go of the networks."""
+        self._chain.close()
+
+
+class EagerSide:
+    """Diffusers' modules in half, one image and mask at a time, as a user would run them."""
+
+    count = 1
+
+    def __init__(self, source: Any, manifest: Manifest, task: Task, prepared: Prepared) -> None:
+        from g4seg_export.eager import EagerPipeline, EagerSettings
+
+        self._pipeline = EagerPipeline(
+            source, "baseline", dense_mode=manifest.image_encoder.dense_mode, device="cuda", dtype=torch.float16
+        )
+        self._settings = EagerSettings(**{f.name: getattr(task.config, f.name) for f in fields(EagerSettings)})
+        self._prepared = prepared
+
+    def run(self) -> NDArray[np.int64]:
+        """Refine; returns the matches."""
+        given = self._prepared
+        prompt = given.one.prompt
+        return self._pipeline.refine(
+            given.pixels, given.one.square, prompt.input_ids, prompt.token_mask, given.one.mask, given.noise,
+            self._settings,
+        ).indices  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of the modules."""
+        del self._pipeline
+
+
+class ModuleRunner:
+    """A TensorRunner on one of the modules that are exported: the chain and its CUDA graph, without a compiler."""
+
+    capturable = True
+    batch_sizes: tuple[int, ...] = ()
+
+    def __init__(self, module: torch.nn.Module, spec: NetworkSpec) -> None:
+        self.spec = spec
+        self._module = module
+
+    def bind(self, tensors: Mapping[str, torch.Tensor]) -> Enqueue:
+        """See TensorRunner.bind."""
+        check_bound(self.spec, tensors, "cuda")
+        inputs = [tensors[tensor.name] for tensor in self.spec.inputs]
+        output = tensors[self.spec.outputs[0].name]
+
+        def enqueue() -> None:
+            with torch.inference_mode():
+                output.copy_(self._module(*inputs))
+
+        return enqueue
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def module_chain(
+    modules: Callable[[str], Any], manifest: Manifest, batch_size: int, *, graphs: bool = True
+) -> tuple[TorchChain, ExitStack]:
+    """The chain on torch modules.
+
+    Args:
+        modules: network name -> context manager of its module, on the GPU.
+        manifest: sizes.
+        batch_size: pairs in one run.
+        graphs: whether to capture CUDA graphs.
+    """
+    stack = ExitStack()
+    runners: dict[str, TensorRunner] = {
+        name: ModuleRunner(stack.enter_context(modules(name)), manifest.spec(name)) for name in NETWORKS
+    }
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    return TorchChain(runners, manifest.dims, batch_size, stream=stream, graphs=graphs), stack
