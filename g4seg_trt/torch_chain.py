@@ -8,8 +8,8 @@ launches are made one by one. On a CPU it runs without a stream, which is what i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class TorchChain:
         self._owned = ExitStack()
         self._steps: dict[Setting, _Step] = {}
         self._copied: list[torch.Tensor] = []
-        with self._on_stream():
+        with self._room(), self._on_stream():
             self._text, self._encode_text = self._bound(runners, {"text_encoder": 1})
             self._picture, self._encode_picture = self._bound(runners, {"vae_encoder": 1, "image_encoder": 1})
             batched = dict.fromkeys(_BATCHED, batch_size)
@@ -162,7 +162,7 @@ class TorchChain:
             EngineError: if a network returns values that are not finite.
         """
         timings = Timings()
-        with timings.stage(STAGE), self._on_stream():
+        with timings.stage(STAGE), self._room(), self._on_stream():
             self._fill(self._picture["image"], image[None])
             self._encode_picture()
             latent, features = (self._picture[name][0].clone() for name in ("latent", "features"))
@@ -176,12 +176,12 @@ class TorchChain:
 
         Raises:
             ValueError: for another number of pairs.
-            EngineError: if a network returns values that are not finite, or the device fails.
+            EngineError: if a network returns values that are not finite, or the device fails or is out of memory.
         """
         if not 1 <= len(pairs) <= self.batch_size:
             raise ValueError(f"{len(pairs)} pairs in a batch of 1 to {self.batch_size}")
         timings = Timings()
-        with timings.stage(STAGE), self._on_stream():
+        with timings.stage(STAGE), self._room(), self._on_stream():
             # Free entries repeat the first pair, so that a result does not depend on how many pairs there are.
             entries = [*pairs, *[pairs[0]] * (self.batch_size - len(pairs))]
             self._fill_batch(entries, config)
@@ -279,6 +279,8 @@ class TorchChain:
             torch.cuda.synchronize(self._device)
             with torch.cuda.graph(graph, stream=self._stream):
                 step.launch()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             logger.warning("no CUDA graph (%s): launching one by one, which is slower", str(error).splitlines()[0])
             self._graphs = False
@@ -321,6 +323,16 @@ class TorchChain:
             return
         # Pinned memory is copied without waiting; torch keeps it until the stream has passed.
         tensor.copy_(source.pin_memory(), non_blocking=True)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Says what to do where the device's memory ends."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            size = self.batch_size
+            remedy = f"try --batch-size {size // 2}" if size > 1 else "close what else uses the GPU"
+            raise EngineError(f"the GPU is out of memory at batch size {size}: {remedy}") from error
 
     def _on_stream(self) -> Any:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from g4seg_engine.manifest import load_engine
+from g4seg_engine.onnxruntime_tensors import OnnxRuntimeTensorRunner
+from g4seg_engine.spec import NETWORKS
 from g4seg_trt.chain import ClassMask, HostChain
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.errors import ConfigError, EngineError
@@ -123,6 +126,103 @@ def test_no_gpu_is_one_clear_line() -> None:
 def test_batch_sizes_that_the_networks_do_not_take(batch_size: int) -> None:
     with pytest.raises(ConfigError, match="batch size"):
         TorchChain.open(TINY, MANIFEST, backend="onnxruntime", device="cpu", batch_size=batch_size)
+
+
+class Stream:
+    """Looks like a CUDA stream, on the CPU."""
+
+    device = torch.device("cpu")
+
+
+class Capture:
+    """Stands in for torch's CUDA graphs on a CPU: a replay launches again what was launched in the capture."""
+
+    fails = ""
+
+    def __init__(self) -> None:
+        self.launch: Any = None
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.launch()
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[Capture]:
+    """A chain that believes to be on a GPU: streams do nothing, captures are counted."""
+    made: list[Capture] = []
+
+    class Graph(Capture):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    @contextmanager
+    def capturing(graph: Capture, stream: object) -> Iterator[None]:
+        assert isinstance(stream, Stream)
+        if Capture.fails:
+            raise RuntimeError(Capture.fails)
+        graph.launch = steps[-1].launch
+        yield
+
+    def plain(chain: TorchChain, setting: Any) -> Any:
+        steps.append(whole(chain, setting))
+        return steps[-1]
+
+    steps: list[Any] = []
+    whole = TorchChain._plain
+    monkeypatch.setattr(TorchChain, "_plain", plain)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device=None: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(OnnxRuntimeTensorRunner, "capturable", True)
+    return made
+
+
+def opened_on(stream: Any) -> TorchChain:
+    runners: Any = {
+        name: OnnxRuntimeTensorRunner(
+            TINY / MANIFEST.networks[name].files[0].file, MANIFEST.spec(name), None, device="cpu"
+        )
+        for name in NETWORKS
+    }
+    return TorchChain(runners, DIMS, 2, stream=stream)
+
+
+def test_one_graph_per_setting_and_one_replay_per_batch(captures: list[Capture], host: HostChain) -> None:
+    chain = opened_on(Stream())
+    ours, theirs = pair(chain, 0), pair(host, 0)
+    for config in (CONFIG, CONFIG, replace(CONFIG, timestep=7), replace(CONFIG, beta=0.9), CONFIG):
+        agree(chain.refine_batch([ours], config)[0], host.refine_batch([theirs], config)[0])
+    assert len(captures) == 2
+    assert [capture.replays for capture in captures] == [4, 1]
+
+
+def test_a_capture_that_fails_is_a_warning_and_costs_nothing_else(
+    captures: list[Capture], host: HostChain, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Capture, "fails", "operation not permitted when stream is capturing\nmore")
+    chain = opened_on(Stream())
+    for _ in range(2):
+        agree(chain.refine_batch([pair(chain, 0)], CONFIG)[0], host.refine_batch([pair(host, 0)], CONFIG)[0])
+    (record,) = caplog.records
+    expected = "no CUDA graph (operation not permitted when stream is capturing): launching one by one, which is slower"
+    assert record.getMessage() == expected
+    assert len(captures) == 1, "it is tried once"
+
+
+def test_out_of_memory_names_a_batch_size(chain: TorchChain, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    one = pair(chain, 0)
+    monkeypatch.setattr(chain, "_fill_batch", full)
+    with pytest.raises(EngineError, match="out of memory at batch size 3: try --batch-size 1"):
+        chain.refine_batch([one], CONFIG)
 
 
 class Built:
