@@ -44,8 +44,10 @@ test: $(VENV)/.dev $(VENV)/.tensorrt-api
 	$(BIN)/python -m pytest
 
 # On a machine with a GPU, with the Python that has torch (and TensorRT, onnxruntime-gpu) there: installs nothing.
+# ARGS: options of the benchmark, such as "--only chain --results DIR".
 gpu:
-	PYTHONPATH=.:engine:export:benchmarks $(PYTHON) -m g4seg_bench.gpu
+	PYTHONPATH="$(CURDIR):$(CURDIR)/engine:$(CURDIR)/export:$(CURDIR)/benchmarks$${PYTHONPATH:+:$$PYTHONPATH}" \
+		$(PYTHON) -m g4seg_bench.gpu $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

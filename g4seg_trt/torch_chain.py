@@ -107,6 +107,7 @@ class TorchChain:
         batch_size: int | None = None,
         threads: int | None = None,
         graphs: bool = True,
+        own_graphs: bool = False,
     ) -> TorchChain:
         """Open the five networks of an engine directory; `close` closes them.
 
@@ -118,7 +119,8 @@ class TorchChain:
             batch_size: pairs in one run; None, or more than was built, for the largest that was built (1 where any
                 would do).
             threads: CPU threads, where there are any.
-            graphs: whether to capture CUDA graphs.
+            graphs: whether to capture CUDA graphs over all networks, where they can be captured.
+            own_graphs: whether ONNX Runtime, whose networks cannot, captures one of its own for each.
 
         Raises:
             ConfigError: if the batch size is outside what the networks take.
@@ -133,7 +135,7 @@ class TorchChain:
             runners: dict[str, TensorRunner] = {}
             for name in NETWORKS:
                 runners[name] = open_tensor_runner(
-                    directory, name, backend, stream, manifest, device=kind, threads=threads
+                    directory, name, backend, stream, manifest, device=kind, threads=threads, own_graphs=own_graphs
                 )
                 stack.enter_context(closing(runners[name]))
             chain = cls(runners, manifest.dims, _built(runners, batch_size), stream=stream, graphs=graphs)
@@ -141,18 +143,21 @@ class TorchChain:
         return chain
 
     def close(self) -> None:
-        """Close the networks that `open` opened."""
+        """Close the networks that `open` opened, and let go of buffers and launches, which hold all the others."""
         self._steps.clear()
+        for buffers in (self._text, self._picture, self._batch):
+            buffers.clear()
+        self._encode_text = self._encode_picture = self._generate = _closed
         self._owned.close()
 
     def encode_text(self, input_ids: Ints) -> torch.Tensor:
         """int64 [length] -> text embedding [length,C] on the device."""
-        with self._on_stream():
+        with self._room(), self._on_stream():
             self._fill(self._text["input_ids"], input_ids[None])
             self._encode_text()
             embedding = self._text["text_embedding"][0].clone()
-            finite = torch.isfinite(embedding).all()
-        self._check("text_encoder", finite)
+            # Still on the chain's stream: another one would not wait for the encoder.
+            self._check("text_encoder", torch.isfinite(embedding).all())
         return embedding
 
     def encode_image(self, image: Floats) -> EncodedImage:
@@ -218,18 +223,14 @@ class TorchChain:
     def _results(self, pairs: Sequence[ClassMask], config: RefineConfig, step: _Step) -> list[Refined]:
         before = self._squares if config.resolution == "pixel" else self._pooled
         self._check_batch()
-        generated, denoised = (_to_host(self._batch[name]) for name in ("image", "denoised"))
-        return [
-            Refined(
-                _to_host(step.refined[row] - before[row]),
-                _to_host(step.indices[row]),
-                _to_host(step.similarities[row]),
-                generated[row],
-                denoised[row],
-                Timings(),
-            )
-            for row in range(len(pairs))
-        ]
+        count = len(pairs)
+        # One copy of each kind: every copy waits for the device.
+        refined, indices, similarities = (
+            torch.stack(rows[:count]) for rows in (step.refined, step.indices, step.similarities)
+        )
+        downloads = (refined - before[:count], indices, similarities, self._batch["image"], self._batch["denoised"])
+        residual, found, cosines, generated, denoised = (_to_host(tensor[:count]) for tensor in downloads)
+        return [Refined(residual[row], found[row], cosines[row], generated[row], denoised[row]) for row in range(count)]
 
     def _step(self, config: RefineConfig) -> _Step:
         side = self.dims.square if config.resolution == "pixel" else self.dims.grid
@@ -273,16 +274,21 @@ class TorchChain:
     def _captured(self, setting: Setting) -> _Step:
         """The launches of one batch as a CUDA graph, or one by one if it cannot be captured."""
         step = self._plain(setting)
+        step.launch()  # compiles kernels and fills caches, which a capture must not
+        torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         try:
-            step.launch()  # compiles kernels and fills caches, which a capture must not
-            torch.cuda.synchronize(self._device)
             with torch.cuda.graph(graph, stream=self._stream):
                 step.launch()
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
-            logger.warning("no CUDA graph (%s): launching one by one, which is slower", str(error).splitlines()[0])
+        except (RuntimeError, EngineError) as error:
+            # The end of a broken capture raises as well; what broke it came first.
+            first: BaseException = error
+            while first.__context__ is not None:
+                first = first.__context__
+            reason = next(iter(str(first).splitlines()), type(first).__name__)
+            logger.warning("no CUDA graph (%s): launching one by one, which is slower", reason)
             self._graphs = False
             return self._plain(setting)
         return _Step(graph.replay, step.refined, step.indices, step.similarities)
@@ -344,6 +350,10 @@ class TorchChain:
     def _check(self, network: str, finite: torch.Tensor | bool) -> None:
         if not bool(finite):
             raise EngineError(f"the network {network} returned values that are not finite; rebuild the engine")
+
+
+def _closed() -> None:
+    raise EngineError("this chain is closed")
 
 
 def _to_host(tensor: torch.Tensor) -> Array:

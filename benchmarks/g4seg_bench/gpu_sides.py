@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,12 @@ class EagerSide:
         from g4seg_export.eager import EagerPipeline, EagerSettings
 
         self._pipeline = EagerPipeline(
-            source, "baseline", dense_mode=manifest.image_encoder.dense_mode, device="cuda", dtype=torch.float16
+            source,
+            "baseline",
+            dense_mode=manifest.image_encoder.dense_mode,
+            device="cuda",
+            dtype=torch.float16,
+            stage_timings=False,
         )
         self._settings = EagerSettings(**{f.name: getattr(task.config, f.name) for f in fields(EagerSettings)})
         self._prepared = prepared
@@ -131,19 +135,16 @@ class ModuleRunner:
 
 
 def module_chain(
-    modules: Callable[[str], Any], manifest: Manifest, batch_size: int, *, graphs: bool = True
-) -> tuple[TorchChain, ExitStack]:
+    modules: Mapping[str, torch.nn.Module], manifest: Manifest, batch_size: int, *, graphs: bool = True
+) -> TorchChain:
     """The chain on torch modules.
 
     Args:
-        modules: network name -> context manager of its module, on the GPU.
+        modules: by network name, on the GPU.
         manifest: sizes.
         batch_size: pairs in one run.
         graphs: whether to capture CUDA graphs.
     """
-    stack = ExitStack()
-    runners: dict[str, TensorRunner] = {
-        name: ModuleRunner(stack.enter_context(modules(name)), manifest.spec(name)) for name in NETWORKS
-    }
+    runners: dict[str, TensorRunner] = {name: ModuleRunner(modules[name], manifest.spec(name)) for name in NETWORKS}
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    return TorchChain(runners, manifest.dims, batch_size, stream=stream, graphs=graphs), stack
+    return TorchChain(runners, manifest.dims, batch_size, stream=stream, graphs=graphs)

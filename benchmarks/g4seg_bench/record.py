@@ -11,7 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("g4seg-trt", "numpy", "onnxruntime", "torch", "diffusers", "transformers", "onnx")
+PACKAGES = (
+    *("g4seg-trt", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu13", "polygraphy"),
+    *("torch", "triton", "diffusers", "transformers", "onnx"),
+)
 
 
 def environment() -> dict[str, Any]:

@@ -6,6 +6,7 @@ and nothing is left for the CPU between two kernels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ from g4seg_engine.tensors import Enqueue, check_bound
 
 if TYPE_CHECKING:
     import torch
+
+
+_OUT_OF_MEMORY = re.compile("failed to allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 
 
 class OnnxRuntimeTensorRunner:
@@ -64,6 +68,8 @@ class OnnxRuntimeTensorRunner:
                 "device_id": str(self._index),
                 "user_compute_stream": str(stream.cuda_stream),
                 "enable_cuda_graph": str(int(cuda_graph)),
+                # Each session has an arena of its own: none takes twice what it needs.
+                "arena_extend_strategy": "kSameAsRequested",
             }
         self._runners: dict[int, OnnxRuntimeRunner] = {}
         if device == "cpu":
@@ -86,6 +92,11 @@ class OnnxRuntimeTensorRunner:
             try:
                 session.run_with_iobinding(binding, options)
             except errors as error:
+                if _OUT_OF_MEMORY.search(str(error)):
+                    remedy = f"try --batch-size {batch // 2}" if batch > 1 else "close what else uses the GPU"
+                    raise EngineError(
+                        f"{self.spec.name}: the GPU is out of memory at batch size {batch}: {remedy}"
+                    ) from error
                 raise EngineError(f"{self.spec.name}: onnxruntime failed: {first_line(error)}") from error
 
         return enqueue

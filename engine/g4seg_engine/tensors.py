@@ -69,6 +69,7 @@ def open_tensor_runner(
     *,
     device: str = "cuda",
     threads: int | None = None,
+    own_graphs: bool = False,
 ) -> TensorRunner:
     """Open one network of a checked engine directory on torch tensors.
 
@@ -80,6 +81,7 @@ def open_tensor_runner(
         manifest: the directory's manifest.
         device: "cuda", or "cpu" for onnxruntime.
         threads: CPU threads of onnxruntime.
+        own_graphs: whether onnxruntime captures a CUDA graph of its own for each binding.
 
     Raises:
         EngineError: the engine does not fit this machine, or cannot be opened.
@@ -95,7 +97,7 @@ def open_tensor_runner(
     from g4seg_engine.onnxruntime_tensors import OnnxRuntimeTensorRunner
 
     graph = Path(directory) / manifest.networks[network].files[0].file
-    return OnnxRuntimeTensorRunner(graph, spec, stream, device=device, threads=threads)
+    return OnnxRuntimeTensorRunner(graph, spec, stream, device=device, threads=threads, cuda_graph=own_graphs)
 
 
 def check_bound(spec: NetworkSpec, tensors: Mapping[str, torch.Tensor], device: str) -> int:

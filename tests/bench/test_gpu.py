@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -37,7 +37,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def eager_on_cpu(self: Any, *arguments: Any, **options: Any) -> None:
         eager(self, *arguments, **{**options, "device": "cpu", "dtype": torch.float32})
 
-    def chain_on_cpu(modules: Callable[[str], Any], manifest: Any, batch: int, **_: Any) -> Any:
+    def chain_on_cpu(modules: Any, manifest: Any, batch: int) -> Any:
         return whole(modules, manifest, batch, graphs=False)
 
     whole = gpu_sides.module_chain
@@ -59,11 +59,15 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("pretend")
 @pytest.mark.slow
 def test_every_side_that_works_is_measured_against_eager(capsys: pytest.CaptureFixture[str]) -> None:
-    found = gpu.compare(EMBEDDED["tiny"], "tiny", (1, 2), 2)
+    kept: list[int] = []
+    found = gpu.compare(EMBEDDED["tiny"], "tiny", (1, 2), 2, lambda found: kept.append(len(found["rows"])))
+    assert kept == [1, 1, 2, 3, 4, 5, 6]
     assert found["roofline_ms"] == 6.0
     assert found["not_run"] == {"tensorrt": "no TensorRT here"}
     assert [(row["side"], row["batch_size"]) for row in found["rows"]] == [
-        (side, batch) for batch in (1, 2) for side in ("onnxruntime", "torch modules, CUDA graph")
+        (side, batch)
+        for batch in (1, 2)
+        for side in ("torch modules, CUDA graph", "onnxruntime", "onnxruntime, its own graphs")
     ]
     for row in found["rows"]:
         assert len(row["runs_ms"][row["side"]]) == len(row["runs_ms"]["eager"]) == 2

@@ -238,5 +238,7 @@ torch.cuda.synchronize()
 @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer")
 def test_cuda_touches_only_its_own_memory() -> None:
     command = ["compute-sanitizer", "--error-exitcode", "9", sys.executable, "-c", SANITIZED]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    if "Device not supported" in done.stdout + done.stderr:
+        pytest.skip("compute-sanitizer cannot watch this device")
     assert done.returncode == 0, done.stdout
