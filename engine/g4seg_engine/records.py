@@ -21,6 +21,7 @@ SCHEMA = 1
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 INJECTION_MODES = ("eq5",)
 INJECTION_FORMS = ("folded", "dense")
+ATTENTIONS = ("products", "operator")
 
 
 def utc_now() -> str:
@@ -72,14 +73,22 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class InjectionRecord:
-    """How the mask enters attention: the formula (`mode`) and how the graph writes it (`form`)."""
+    """How the mask enters attention.
+
+    Attributes:
+        mode: the formula.
+        form: how the graph writes the mask's part.
+        attention: how the graph writes the rest: two matrix products around a softmax, or ONNX's operator.
+    """
 
     mode: str
     form: str
+    attention: str = "products"
 
     def __post_init__(self) -> None:
         _check_choice("injection mode", self.mode, INJECTION_MODES)
         _check_choice("injection form", self.form, INJECTION_FORMS)
+        _check_choice("attention", self.attention, ATTENTIONS)
 
 
 @dataclass(frozen=True)

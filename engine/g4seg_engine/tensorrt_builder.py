@@ -153,7 +153,13 @@ def _build(
     module: Any, directory: Path, manifest: Manifest, name: str, batch: int, options: _Options, timings: bytes
 ) -> _Built:
     """Parse, build and check one plan."""
-    from polygraphy.backend.trt import create_config, engine_bytes_from_network, get_trt_logger, network_from_onnx_path
+    from polygraphy.backend.trt import (
+        create_config,
+        engine_bytes_from_network,
+        get_trt_logger,
+        network_from_onnx_path,
+        set_decomposable_attentions,
+    )
     from polygraphy.exception import PolygraphyException
 
     record = manifest.networks[name]
@@ -174,6 +180,8 @@ def _build(
                 str(directory / record.files[0].file), strongly_typed=True
             )
             _set_batch(network, manifest.spec(name), batch)
+            # Without this one attention operator that has no fused kernel fails the whole build.
+            set_decomposable_attentions((builder, network, parser))
             products, softmaxes = _graph_nodes(module, network)
             config: trt.IBuilderConfig = create_config(
                 builder,
@@ -210,7 +218,7 @@ def _set_batch(network: trt.INetworkDefinition, spec: NetworkSpec, batch: int) -
 
 
 def _graph_nodes(module: Any, network: trt.INetworkDefinition) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Names of the ONNX nodes that are convolutions or matrix products, and of those that are softmax."""
+    """Names of the ONNX nodes that are convolutions or matrix products, and one of each attention block."""
     products: set[str] = set()
     softmaxes: dict[str, None] = {}
     for index in range(network.num_layers):
@@ -219,6 +227,9 @@ def _graph_nodes(module: Any, network: trt.INetworkDefinition) -> tuple[frozense
         if layer.type in (module.LayerType.CONVOLUTION, module.LayerType.MATRIX_MULTIPLY):
             products |= names
         elif layer.type == module.LayerType.SOFTMAX:
+            softmaxes.update(dict.fromkeys(sorted(names)))
+        elif layer.type == module.LayerType.ATTENTION_INPUT:
+            products |= names
             softmaxes.update(dict.fromkeys(sorted(names)))
     return frozenset(products), tuple(softmaxes)
 

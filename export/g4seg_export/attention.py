@@ -4,6 +4,9 @@ Eq. 5 adds alpha*A to Q K^T before the division by sqrt(d). With s the object ma
 and tau the indicator of the class name's tokens, A is s s^T in self-attention and s tau^T in cross-attention.
 The `dense` form adds that matrix; the `folded` form appends alpha*s as one more channel to Q and s or tau to
 K, which gives the same scores without the matrix. Both divide by sqrt(d) of the original head width d.
+
+Either is written as two matrix products around a softmax, or as ONNX's own operator (opset 23), which takes the
+matrix of the `dense` form as its mask.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
+from torch.nn import functional as F
 
-from g4seg_engine.records import INJECTION_FORMS
+from g4seg_engine.records import ATTENTIONS, INJECTION_FORMS
 from g4seg_export.errors import ExportError
 from g4seg_export.modules import AttentionLayer, UnetModel
 
@@ -69,17 +73,25 @@ def attention_weights(scores: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class EmiProcessor:
-    """Attention written out as two matrix products, which ONNX Runtime's CPU kernels run fastest.
+    """Attention written out as two matrix products, which ONNX Runtime's CPU kernels run fastest, or as one operator.
 
-    Takes the `Injection` as the keyword `emi`. K is transposed straight from the projection's layout and the
-    scale is applied to Q, the smaller operand. In half precision the injection's strength is scaled in float32,
-    and layers with `upcast_attention` make their scores in float32.
+    Takes the `Injection` as the keyword `emi`. In the products K is transposed straight from the projection's layout
+    and the scale is applied to Q, the smaller operand. In half precision the injection's strength is scaled in
+    float32, and layers with `upcast_attention` make their scores in float32; the operator, whose inputs share one
+    type, then has all of its inputs in float32.
+
+    Args:
+        form: "folded" or "dense".
+        attention: "products" or "operator".
     """
 
-    def __init__(self, form: str) -> None:
+    def __init__(self, form: str, attention: str = "products") -> None:
         if form not in INJECTION_FORMS:
             raise ExportError(f"unknown attention form {form!r}: allowed are {', '.join(INJECTION_FORMS)}")
+        if attention not in ATTENTIONS:
+            raise ExportError(f"unknown attention {attention!r}: allowed are {', '.join(ATTENTIONS)}")
         self._folded = form == "folded"
+        self._operator = attention == "operator"
 
     def __call__(
         self,
@@ -99,34 +111,52 @@ class EmiProcessor:
         queries, keys, heads = hidden_states.shape[1], context.shape[1], attn.heads
 
         query = attn.to_q(hidden_states).unflatten(-1, (heads, -1)).transpose(1, 2)
-        key = attn.to_k(context).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1)
+        key = attn.to_k(context).unflatten(-1, (heads, -1)).permute(0, 2, *((1, 3) if self._operator else (3, 1)))
         value = attn.to_v(context).unflatten(-1, (heads, -1)).transpose(1, 2)
         dtype = value.dtype
         if attn.upcast_attention:
             query, key = query.float(), key.float()
 
-        query_channel = (emi.query_channel(queries, cross=cross) * attn.scale).to(query.dtype)
-        scores = self._scores(query * attn.scale, key, query_channel, emi.key_channel(keys, cross=cross))
-        output = torch.matmul(attention_weights(scores, dtype), value)
+        if self._operator:
+            strength, key_channel = emi.query_channel(queries, cross=cross), emi.key_channel(keys, cross=cross)
+            output = self._attend(query, key, value.to(query.dtype), strength, key_channel, attn.scale).to(dtype)
+        else:
+            query_channel = (emi.query_channel(queries, cross=cross) * attn.scale).to(query.dtype)
+            scores = self._scores(query * attn.scale, key, query_channel, emi.key_channel(keys, cross=cross))
+            output = torch.matmul(attention_weights(scores, dtype), value)
         output = attn.to_out[0](output.transpose(1, 2).flatten(2))
         if attn.residual_connection:
             output = output + hidden_states
         result: Tensor = output if attn.rescale_output_factor == 1.0 else output / attn.rescale_output_factor
         return result
 
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, strength: Tensor, key_channel: Tensor, scale: float
+    ) -> Tensor:
+        """softmax((Q K^T + alpha A) * scale) V by the operator, [B,heads,N,d]. Its mask is added to scaled scores."""
+        bias = None
+        if self._folded:
+            query = _append(query, strength, dim=-1)
+            key = _append(key, key_channel.transpose(-1, -2), dim=-1)
+        else:
+            bias = (strength * scale * key_channel).to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+
     def _scores(self, query: Tensor, key: Tensor, query_channel: Tensor, key_channel: Tensor) -> Tensor:
         """(Q K^T + alpha A) / sqrt(d), [B,heads,N,K], from scaled Q [B,heads,N,d] and K^T [B,heads,d,K]."""
         key_channel = key_channel.to(key.dtype)
         if not self._folded:
             return torch.matmul(query, key) + query_channel * key_channel
-        heads = query.shape[1]
-        query = torch.cat([query, query_channel.expand(-1, heads, -1, -1)], dim=-1)
-        key = torch.cat([key, key_channel.expand(-1, heads, -1, -1)], dim=-2)
-        return torch.matmul(query, key)
+        return torch.matmul(_append(query, query_channel, dim=-1), _append(key, key_channel, dim=-2))
+
+
+def _append(heads: Tensor, channel: Tensor, *, dim: int) -> Tensor:
+    """One more channel at `dim`, the same for all heads [B,heads,...]."""
+    return torch.cat([heads, channel.to(heads.dtype).expand(-1, heads.shape[1], -1, -1)], dim=dim)
 
 
 @contextmanager
-def inject(unet: UnetModel, form: str) -> Iterator[None]:
+def inject(unet: UnetModel, form: str, attention: str = "products") -> Iterator[None]:
     """Replace every attention processor of `unet` by EMI's; on leaving, put the very same processors back.
 
     Inside, call the UNet with ``cross_attention_kwargs={"emi": Injection(...)}``.
@@ -134,11 +164,12 @@ def inject(unet: UnetModel, form: str) -> Iterator[None]:
     Args:
         unet: with plain self- and cross-attention over token sequences, as in Stable Diffusion 1 and 2.
         form: "folded" or "dense".
+        attention: "products" or "operator", see `EmiProcessor`.
 
     Raises:
-        ExportError: for an unknown form, or attention of a kind that mask injection is not defined for.
+        ExportError: for an unknown form or attention, or attention of a kind that mask injection is not defined for.
     """
-    processor = EmiProcessor(form)
+    processor = EmiProcessor(form, attention)
     layers: dict[str, AttentionLayer] = {
         name: part for name, part in unet.named_modules() if isinstance(part, Attention)
     }

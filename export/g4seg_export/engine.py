@@ -26,7 +26,7 @@ from g4seg_engine.manifest import (
     TokenizerRecord,
     write_manifest,
 )
-from g4seg_engine.records import INJECTION_FORMS
+from g4seg_engine.records import ATTENTIONS, INJECTION_FORMS
 from g4seg_engine.spec import IO_DTYPES, NETWORKS, PRECISIONS, NetworkSpec, network_specs
 from g4seg_export.requirements import require_export_packages
 
@@ -45,6 +45,7 @@ def export_engine(
     output: Path,
     *,
     form: str = "folded",
+    attention: str = "products",
     precision: str = "fp32",
     io_dtype: str = "float32",
     image_encoder: str | None = None,
@@ -64,6 +65,8 @@ def export_engine(
         model: hub id, diffusers folder, "tiny" or "random:NAME" (see `sources.load_source`).
         output: the engine directory to make.
         form: of mask injection in the graph, "folded" or "dense".
+        attention: "products" writes the UNet's attention as two matrix products around a softmax, "operator" as ONNX's
+            Attention (opset 23), for the fused kernels of TensorRT.
         precision: "fp32", "fp16" or "bf16": of weights and activations (see `precision`).
         io_dtype: "float32" or "float16": of the graphs' float inputs and outputs.
         image_encoder: hub id or folder of a CLIP vision model; None for the model's own, else CLIP ViT-B/16.
@@ -84,7 +87,8 @@ def export_engine(
     Raises:
         MissingExtraError: if a package of the export extra is not installed.
         SourceError: if the model cannot be found, loaded or used.
-        ExportError: for an unknown form, precision, I/O dtype or dense mode, or a network that cannot be exported.
+        ExportError: for an unknown form, attention, precision, I/O dtype or dense mode, or a network that cannot be
+            exported.
         ParityError: if a graph does not compute what its torch module computes.
         EngineError: if the output cannot be written, or the compiler fails.
     """
@@ -97,6 +101,7 @@ def export_engine(
 
     for what, value, allowed in (
         ("form", form, INJECTION_FORMS),
+        ("attention", attention, ATTENTIONS),
         ("precision", precision, PRECISIONS),
         ("I/O dtype", io_dtype, IO_DTYPES),
         ("dense mode", dense_mode, (None, *DENSE_MODES)),
@@ -112,6 +117,7 @@ def export_engine(
     specs = network_specs(source.dims, precision=precision, io_dtype=io_dtype)
     options = {
         "--form": None if form == "folded" else form,
+        "--attention": None if attention == "products" else attention,
         "--precision": None if precision == "fp32" else precision,
         "--io": None if io_dtype == "float32" else io_dtype,
         "--image-encoder": image_encoder,
@@ -126,7 +132,7 @@ def export_engine(
             for name in bar:
                 bar.set_description(name)
                 stored_half = source.stored_half(name) if half_weights is None else half_weights
-                how = _Options(form, dense_mode, precision, stored_half and precision == "fp32")
+                how = _Options(form, attention, dense_mode, precision, stored_half and precision == "fp32")
                 networks[name] = _export_one(source, specs[name], staging, how)
         (staging / TOKENIZER_FILE).write_bytes(source.tokens.json)
         tokenizer = record_file(staging / TOKENIZER_FILE)
@@ -135,7 +141,7 @@ def export_engine(
             prediction_type=source.prediction_type,
             vae_scaling_factor=source.vae_scaling_factor,
             dims=source.dims,
-            injection=InjectionRecord("eq5", form),
+            injection=InjectionRecord("eq5", form, attention),
             image_encoder=ImageEncoderRecord(source.image_encoder.id, dense_mode),
             tokenizer=TokenizerRecord(
                 file=tokenizer.file,
@@ -161,6 +167,7 @@ class _Options:
     """How to export; see `export_engine`."""
 
     form: str
+    attention: str
     dense_mode: str
     precision: str
     half_weights: bool
@@ -171,9 +178,9 @@ def _export_one(source: Source, spec: NetworkSpec, folder: Path, options: _Optio
     from g4seg_export.examples import example_inputs
     from g4seg_export.graph_check import check_half_graph
     from g4seg_export.networks import load_network
-    from g4seg_export.onnx_export import BF16_OPSET, OPSET, export_network, release_weights, round_to_half
+    from g4seg_export.onnx_export import export_network, release_weights, round_to_half
     from g4seg_export.parity import compare_outputs, compare_rounded, reference_outputs
-    from g4seg_export.precision import float32_products, set_io, set_precision
+    from g4seg_export.precision import float32_products, set_io, set_precision, spell_out_norms
     from g4seg_export.upsampling import phase_upsampling
 
     def example(batch: int) -> dict[str, NDArray[Any]]:
@@ -186,17 +193,20 @@ def _export_one(source: Source, spec: NetworkSpec, folder: Path, options: _Optio
         )
 
     precision, half_weights = options.precision, options.half_weights
-    opset = BF16_OPSET if precision == "bf16" else OPSET
+    operator = spec.name == "unet" and options.attention == "operator"
+    opset = _opset(precision, operator=operator)
     examples = [example(batch) for batch in _parity_batches(spec, source.dims.square)]
     rounded = None
     path = folder / f"{spec.name}.onnx"
-    with load_network(source, spec.name, options.form, options.dense_mode) as network:
+    with load_network(source, spec.name, options.form, options.dense_mode, options.attention) as network:
         if half_weights:
             round_to_half(network)
         expected = reference_outputs(network, spec, examples)
         # Sums of half weights are not half weights: folding the upsampling would store them in full again.
         with nullcontext() if half_weights else phase_upsampling(network):
             set_precision(network, precision)
+            if operator and precision == "fp32":
+                spell_out_norms(network)
             set_io(network, spec.outputs[0].dtype)
             files = export_network(
                 network, spec, example(min(2, spec.max_batch)), path, half_weights=half_weights, opset=opset
@@ -213,6 +223,14 @@ def _export_one(source: Source, spec: NetworkSpec, folder: Path, options: _Optio
     if precision != "fp32":
         parity |= check_half_graph(path, spec.name, precision, islands)
     return network_record(spec, files, opset=opset, precision=precision, parity=parity)
+
+
+def _opset(precision: str, *, operator: bool) -> int:
+    from g4seg_export.onnx_export import ATTENTION_OPSET, BF16_OPSET, OPSET
+
+    if operator:
+        return ATTENTION_OPSET
+    return BF16_OPSET if precision == "bf16" else OPSET
 
 
 def _parity_batches(spec: NetworkSpec, square: int) -> tuple[int, ...]:

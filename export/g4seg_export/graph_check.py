@@ -10,7 +10,8 @@ import onnx
 from g4seg_export.errors import ExportError
 
 _TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# An Attention counts as one: both of its products are of its inputs' type.
+_PRODUCTS = ("Attention", "Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def check_half_graph(path: Path, network: str, precision: str, float32_products: int) -> dict[str, int]:

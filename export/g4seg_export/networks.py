@@ -147,8 +147,10 @@ class Unet(Network):
 
 
 @contextmanager
-def load_network(source: Source, name: str, form: str, dense_mode: str) -> Iterator[Network]:
-    """Load one network of the engine, ready to run; with `form` of mask injection in the UNet."""
+def load_network(
+    source: Source, name: str, form: str, dense_mode: str, attention: str = "products"
+) -> Iterator[Network]:
+    """Load one network of the engine, ready to run; with `form` of mask injection and `attention` in the UNet."""
     if name == "text_encoder":
         yield TextEncoder(source.load_text_encoder()).eval()
     elif name == "vae_encoder":
@@ -159,5 +161,5 @@ def load_network(source: Source, name: str, form: str, dense_mode: str) -> Itera
         yield ImageEncoder(source.load_image_encoder(), source.dims.square, dense_mode).eval()
     else:
         unet = source.load_unet()
-        with inject(unet, form):
+        with inject(unet, form, attention):
             yield Unet(unet, source.alphas_cumprod, source.prediction_type).eval()

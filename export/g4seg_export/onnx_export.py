@@ -24,6 +24,9 @@ GroupNormalization (on CPU 1.6 times at 128x256x256), and LayerNorm is one opera
 BF16_OPSET = 22
 """The first whose Conv takes bfloat16."""
 
+ATTENTION_OPSET = 23
+"""The first with the Attention operator."""
+
 EXTERNAL_DATA_BYTES = 1_500_000_000
 """Weights above this go to a file beside the graph. One protobuf file cannot pass 2 GB."""
 

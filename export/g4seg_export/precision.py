@@ -5,7 +5,8 @@ networks; no graph is rewritten afterwards. The islands of a half graph:
 
 - statistics and affine of group and layer norms (`Float32GroupNorm`, `Float32LayerNorm`);
 - the softmax of every attention layer, and its scores too where the model asks for it (`upcast_attention`:
-  the 768-pixel SD2.1 overflows half there);
+  the 768-pixel SD2.1 overflows half there); within ONNX's Attention operator the softmax is the runtime's choice, as
+  TensorRT refuses the operator's own setting for it;
 - the timestep's sinusoid (diffusers makes it in float32 and casts the result);
 - what the networks do around their model: pixel normalisation and resize, alpha-bar, noise mixing, the one-step
   estimate (eq. 2), latent scaling, the strength of the mask injection, the features' unit norm.
@@ -145,7 +146,7 @@ def set_precision(network: Network, precision: str) -> None:
         return
     network.compute = TORCH_DTYPES[precision]
     spell_out_attention(network)
-    _replace_norms(network)
+    spell_out_norms(network)
     for name, parameter in network.named_parameters():
         # In place: layers may share a parameter.
         parameter.data = _cast(name, parameter.data, network.compute)
@@ -180,22 +181,23 @@ def spell_out_attention(network: Network) -> None:
             layer.set_attn_implementation(_PLAIN)
 
 
+def spell_out_norms(network: Network) -> None:
+    """Replace every norm, in place, by one that computes in float32 and means the same operators in every opset."""
+    for name, part in list(network.named_modules()):
+        if isinstance(part, nn.GroupNorm):
+            network.set_submodule(name, Float32GroupNorm(part))
+        elif isinstance(part, nn.LayerNorm):
+            network.set_submodule(name, Float32LayerNorm(part))
+
+
 def float32_products(network: Network) -> int:
-    """How many matrix products and convolutions of a half network are float32 islands."""
+    """How many matrix products, Attention operators and convolutions of a half network are float32 islands."""
     upcast = sum(bool(getattr(part, "upcast_attention", False)) for part in network.modules() if _attends(part))
     return upcast + 2 * bool(getattr(network, "resized", False))
 
 
 def _attends(part: nn.Module) -> bool:
     return isinstance(part, Attention)
-
-
-def _replace_norms(network: Network) -> None:
-    for name, part in list(network.named_modules()):
-        if isinstance(part, nn.GroupNorm):
-            network.set_submodule(name, Float32GroupNorm(part))
-        elif isinstance(part, nn.LayerNorm):
-            network.set_submodule(name, Float32LayerNorm(part))
 
 
 def _as_buffers(stand_in: nn.Module, norm: nn.Module) -> None:

@@ -56,6 +56,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="mask injection as one more attention channel, or as a bias matrix (default: %(default)s)",
     )
     add(
+        "--attention",
+        choices=("products", "operator"),
+        default="products",
+        help="the UNet's attention as matrix products, or as ONNX's own operator, which TensorRT may run faster "
+        "(default: %(default)s)",
+    )
+    add(
         "--image-encoder",
         metavar="ID|DIR",
         help="CLIP vision model for matching (default: the model's own choice)",
@@ -174,6 +181,7 @@ def _export(arguments: argparse.Namespace, output: Path, compiler: TensorRTCompi
         arguments.model,
         output,
         form=arguments.form,
+        attention=arguments.attention,
         precision=arguments.precision or ("fp32" if compiler is None else "fp16"),
         io_dtype=arguments.io,
         image_encoder=arguments.image_encoder,

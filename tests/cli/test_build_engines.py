@@ -47,7 +47,7 @@ def test_options_reach_the_export(
         [
             *("--model", "random:sd21", "--output", str(tmp_path / "out"), "--form", "dense"),
             *("--image-encoder", "some/clip", "--dense-mode", "csa", "--revision", "abc", "--overwrite"),
-            *("--precision", "fp16", "--io", "float16"),
+            *("--precision", "fp16", "--io", "float16", "--attention", "operator"),
         ]
     )
     assert code == 0
@@ -62,6 +62,7 @@ def test_options_reach_the_export(
             "model": "random:sd21",
             "output": tmp_path / "out",
             "form": "dense",
+            "attention": "operator",
             "precision": "fp16",
             "io_dtype": "float16",
             "image_encoder": "some/clip",
@@ -78,7 +79,7 @@ def test_options_reach_the_export(
 
 def test_defaults_leave_the_choice_to_the_source(calls: list[dict[str, Any]], tmp_path: Path) -> None:
     assert main(["--model", "tiny", "--output", str(tmp_path / "out")]) == 0
-    assert calls[0]["form"] == "folded"
+    assert (calls[0]["form"], calls[0]["attention"]) == ("folded", "products")
     assert (calls[0]["precision"], calls[0]["io_dtype"]) == ("fp32", "float32")
     assert calls[0]["image_encoder"] is calls[0]["dense_mode"] is calls[0]["revision"] is None
     assert calls[0]["overwrite"] is False
@@ -154,7 +155,14 @@ def test_errors_are_one_line(
 
 
 @pytest.mark.parametrize(
-    "option", [("--backend", "abacus"), ("--precision", "fp7"), ("--io", "bfloat16"), ("--form", "round")]
+    "option",
+    [
+        ("--backend", "abacus"),
+        ("--precision", "fp7"),
+        ("--io", "bfloat16"),
+        ("--form", "round"),
+        ("--attention", "fused"),
+    ],
 )
 def test_unknown_choices_are_wrong_usage(option: tuple[str, str]) -> None:
     with pytest.raises(SystemExit) as stop:

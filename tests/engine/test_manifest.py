@@ -87,7 +87,9 @@ def manifests(draw: st.DrawFn) -> Manifest:
         prediction_type=draw(st.sampled_from(["epsilon", "v_prediction"])),
         vae_scaling_factor=draw(numbers),
         dims=dims,
-        injection=InjectionRecord("eq5", draw(st.sampled_from(["folded", "dense"]))),
+        injection=InjectionRecord(
+            "eq5", draw(st.sampled_from(["folded", "dense"])), draw(st.sampled_from(["products", "operator"]))
+        ),
         image_encoder=ImageEncoderRecord(draw(texts), draw(texts)),
         tokenizer=TokenizerRecord(draw(names), draw(hashes), draw(sizes), *(draw(sizes) for _ in range(3))),
         networks=networks,
@@ -178,6 +180,7 @@ def test_every_missing_key_is_named(engine: Path) -> None:
         (("dims", "square"), 66, "not a multiple"),
         (("prediction_type",), "sample", "epsilon or v_prediction"),
         (("injection", "form"), "loose", "folded or dense"),
+        (("injection", "attention"), "fused", "products or operator"),
         (("networks", "unet", "files"), [], "expected the graph"),
         (("networks", "controlnet"), {}, "controlnet"),
         (("networks", "unet", "inputs", 0, "shape", 0), "N", "axis 'N'"),

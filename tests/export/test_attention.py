@@ -12,7 +12,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from numpy.typing import NDArray
 
-from g4seg_engine.records import INJECTION_FORMS
+from g4seg_engine.records import ATTENTIONS, INJECTION_FORMS
 from g4seg_export.attention import EmiProcessor, Injection, inject
 from g4seg_export.errors import ExportError
 
@@ -77,15 +77,16 @@ def attention_by_hand(layer: Any, tensors: SimpleNamespace, *, cross: bool) -> N
 
 
 @pytest.mark.parametrize("form", INJECTION_FORMS)
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("cross", [False, True])
 def test_both_forms_equal_attention_written_out_in_float64(
-    form: str, cross: bool, layer: Any, self_layer: Any, tensors: SimpleNamespace
+    form: str, attention: str, cross: bool, layer: Any, self_layer: Any, tensors: SimpleNamespace
 ) -> None:
-    attention = layer if cross else self_layer
-    expected = attention_by_hand(attention, tensors, cross=cross)
+    chosen = layer if cross else self_layer
+    expected = attention_by_hand(chosen, tensors, cross=cross)
     emi = Injection(tensors.mask, tensors.token_mask, tensors.weight)
     with torch.inference_mode():
-        actual = EmiProcessor(form)(attention, tensors.hidden, tensors.text if cross else None, emi=emi)
+        actual = EmiProcessor(form, attention)(chosen, tensors.hidden, tensors.text if cross else None, emi=emi)
     np.testing.assert_allclose(actual.numpy(), expected, atol=2e-6)
 
 
@@ -153,6 +154,8 @@ def test_processors_that_are_modules_come_back(make_unet: Callable[..., Any]) ->
 def test_an_unknown_form_changes_nothing(make_unet: Callable[..., Any]) -> None:
     unet = make_unet()
     with pytest.raises(ExportError, match="allowed are folded, dense"), inject(unet, "sparse"):
+        pass
+    with pytest.raises(ExportError, match="'fused': allowed are products, operator"), inject(unet, "dense", "fused"):
         pass
 
 

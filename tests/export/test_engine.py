@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from g4seg_engine.errors import EngineError, MissingExtraError
-from g4seg_engine.manifest import Manifest, load_engine
+from g4seg_engine.manifest import InjectionRecord, Manifest, load_engine
 from g4seg_engine.spec import NETWORKS
 from g4seg_export.engine import export_engine
 from g4seg_export.errors import ExportError, ParityError, SourceError
@@ -34,7 +34,7 @@ def test_a_local_model_becomes_a_complete_engine(engine: tuple[Path, Manifest], 
     assert (manifest.model.id, manifest.model.licence) == ("half", "Apache-2.0")
     assert len(manifest.model.weights) == 4
     assert manifest.prediction_type == "v_prediction"
-    assert (manifest.injection.mode, manifest.injection.form) == ("eq5", "folded")
+    assert manifest.injection == InjectionRecord("eq5", "folded", "products")
     assert (manifest.image_encoder.id, manifest.image_encoder.dense_mode) == ("half/image_encoder", "csa")
     assert (manifest.tokenizer.bos, manifest.tokenizer.eos, manifest.tokenizer.pad) == (256, 257, 0)
     assert manifest.recommended == {"timestep": 200, "beta": 0.5}
@@ -106,6 +106,7 @@ def test_a_graph_that_differs_from_its_model_leaves_nothing_behind(
     ("options", "error", "message"),
     [
         ({"form": "sparse"}, ExportError, "unknown form 'sparse': allowed are folded, dense"),
+        ({"attention": "fused"}, ExportError, "unknown attention 'fused': allowed are products, operator"),
         ({"dense_mode": "first"}, ExportError, "unknown dense mode 'first': allowed are last, maskclip, csa"),
         ({"image_encoder": "no encoder"}, SourceError, "no image encoder 'no encoder'"),
         ({"revision": "main"}, SourceError, "belongs to hub models"),

@@ -48,7 +48,7 @@ _script = _Script()
 
 
 DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT64"])
-LayerType = enum.Enum("LayerType", ["CONVOLUTION", "SOFTMAX", "MATRIX_MULTIPLY"])
+LayerType = enum.Enum("LayerType", ["CONVOLUTION", "SOFTMAX", "MATRIX_MULTIPLY", "ATTENTION_INPUT"])
 TensorIOMode = enum.Enum("TensorIOMode", ["INPUT", "OUTPUT"])
 MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE"])
 ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED"])
