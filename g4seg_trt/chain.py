@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,10 @@ from g4seg_trt.update import mix, mix_at
 Held: TypeAlias = Any
 """What only the chain that made it looks into: a numpy array or a torch tensor."""
 
-_BATCHED = ("unet", "vae_decoder", "image_encoder")
+BATCHED = ("unet", "vae_decoder", "image_encoder")
+"""The networks that run on whole batches of pairs, in order."""
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class HostChain:
     """
 
     def __init__(self, runners: Mapping[str, Runner], dims: ModelDims, batch_size: int = 1) -> None:
-        check_batch_size(batch_size, min(runners[name].spec.max_batch for name in _BATCHED))
+        check_batch_size(batch_size, min(runners[name].spec.max_batch for name in BATCHED))
         self.dims = dims
         self.batch_size = batch_size
         self._runners = runners
@@ -194,8 +197,7 @@ class HostChain:
             ValueError: for another number of pairs.
             EngineError: if a network returns values that are not finite.
         """
-        if not 1 <= len(pairs) <= self.batch_size:
-            raise ValueError(f"{len(pairs)} pairs in a batch of 1 to {self.batch_size}")
+        check_count(pairs, self.batch_size)
         timings = Timings()
         with timings.stage("unet"):
             denoised = self._run("unet", self._unet_inputs(pairs, config), "denoised")
@@ -221,7 +223,7 @@ class HostChain:
         }
 
     def _batch(self, rows: Sequence[Floats]) -> Floats:
-        return np.stack([*rows, *[rows[0]] * (self.batch_size - len(rows))])
+        return np.stack(filled(rows, self.batch_size))
 
     def _match(
         self,
@@ -269,9 +271,25 @@ class HostChain:
         # Float inputs and outputs of an engine may be half.
         typed = {tensor.name: inputs[tensor.name].astype(tensor.dtype, copy=False) for tensor in runner.spec.inputs}
         values: Floats = runner.run(typed)[output].astype(np.float32, copy=False)
-        if not np.isfinite(values).all():
-            raise EngineError(f"the network {network} returned values that are not finite; rebuild the engine")
+        check_finite(network, bool(np.isfinite(values).all()))
         return values
+
+
+def check_count(pairs: Sequence[ClassMask], batch_size: int) -> None:
+    """Raises ValueError unless there are 1 to batch_size pairs."""
+    if not 1 <= len(pairs) <= batch_size:
+        raise ValueError(f"{len(pairs)} pairs in a batch of 1 to {batch_size}")
+
+
+def filled(rows: Sequence[Row], batch_size: int) -> list[Row]:
+    """A whole batch: free entries repeat the first, so that a result does not depend on how many there are."""
+    return [*rows, *[rows[0]] * (batch_size - len(rows))]
+
+
+def check_finite(network: str, finite: bool) -> None:
+    """Raises EngineError unless a network's values are finite."""
+    if not finite:
+        raise EngineError(f"the network {network} returned values that are not finite; rebuild the engine")
 
 
 def positions_within(share: float | None, side: int) -> int | None:

@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers import __version__ as tokenizers_version
 
+from g4seg_engine.manifest import Manifest
 from g4seg_trt.arrays import Floats, Ints
 from g4seg_trt.errors import ClassNameError, EngineError
 
@@ -63,6 +64,12 @@ class PromptEncoder:
         self._tokenizer.no_truncation()
         self._bos, self._eos, self._pad, self._length = bos, eos, pad, length
         self._prefix = self._ids(PREFIX)
+
+    @classmethod
+    def of_engine(cls, directory: Path, manifest: Manifest) -> PromptEncoder:
+        """With the tokenizer of an engine directory; raises as the constructor."""
+        record, length = manifest.tokenizer, manifest.dims.text_length
+        return cls(directory / record.file, bos=record.bos, eos=record.eos, pad=record.pad, length=length)
 
     def encode(self, class_name: str) -> Prompt:
         """The prompt "a photo of CLASS". White space around and inside the name is reduced to single spaces.

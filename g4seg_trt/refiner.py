@@ -99,14 +99,7 @@ class Refiner:
         manifest = load_engine(directory, verify=verify)
         if config is None:
             config = resolve_config(recommended=manifest.recommended)
-        record = manifest.tokenizer
-        prompts = PromptEncoder(
-            directory / record.file,
-            bos=record.bos,
-            eos=record.eos,
-            pad=record.pad,
-            length=manifest.dims.text_length,
-        )
+        prompts = PromptEncoder.of_engine(directory, manifest)
         chain = open_chain(directory, manifest, backend=backend, device=device, batch_size=batch_size, threads=threads)
         return cls(chain, prompts, config=config, manifest=manifest)
 

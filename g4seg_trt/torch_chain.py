@@ -20,9 +20,19 @@ import torch
 from g4seg_engine.cuda_device import cuda_device
 from g4seg_engine.manifest import Manifest
 from g4seg_engine.spec import BATCH, NETWORKS, ModelDims, TensorSpec
-from g4seg_engine.tensors import Enqueue, TensorRunner, open_tensor_runner
+from g4seg_engine.tensors import Enqueue, TensorRunner, no_memory, open_tensor_runner
 from g4seg_trt.arrays import Array, Floats, Ints
-from g4seg_trt.chain import ClassMask, EncodedImage, Refined, check_batch_size, positions_within
+from g4seg_trt.chain import (
+    BATCHED,
+    ClassMask,
+    EncodedImage,
+    Refined,
+    check_batch_size,
+    check_count,
+    check_finite,
+    filled,
+    positions_within,
+)
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.correspondence.op import refine_correspondence
 from g4seg_trt.errors import EngineError
@@ -34,8 +44,6 @@ from g4seg_trt.timing import Timings
 logger = logging.getLogger(__name__)
 
 _GRAPHS = 8
-_BATCHED = ("unet", "vae_decoder", "image_encoder")
-
 Setting = tuple[str, float, int | None]
 """What is baked into the launches: resolution, beta, radius in positions."""
 
@@ -75,7 +83,7 @@ class TorchChain:
         stream: torch.cuda.Stream | None = None,
         graphs: bool = True,
     ) -> None:
-        check_batch_size(batch_size, min(runners[name].spec.max_batch for name in _BATCHED))
+        check_batch_size(batch_size, min(runners[name].spec.max_batch for name in BATCHED))
         self.dims = dims
         self.batch_size = batch_size
         self._stream = stream
@@ -83,11 +91,10 @@ class TorchChain:
         self._graphs = graphs and stream is not None and all(runner.capturable for runner in runners.values())
         self._owned = ExitStack()
         self._steps: dict[Setting, _Step] = {}
-        self._copied: list[torch.Tensor] = []
         with self._room(), self._on_stream():
             self._text, self._encode_text = self._bound(runners, {"text_encoder": 1})
             self._picture, self._encode_picture = self._bound(runners, {"vae_encoder": 1, "image_encoder": 1})
-            batched = dict.fromkeys(_BATCHED, batch_size)
+            batched = dict.fromkeys(BATCHED, batch_size)
             self._batch, self._generate = self._bound(runners, batched, {("vae_decoder", "latent"): "denoised"})
             s, g = dims.square, dims.grid
             self._originals = self._empty(runners["image_encoder"].spec.outputs[0], batch_size)
@@ -157,7 +164,7 @@ class TorchChain:
             self._encode_text()
             embedding = self._text["text_embedding"][0].clone()
             # Still on the chain's stream: another one would not wait for the encoder.
-            self._check("text_encoder", torch.isfinite(embedding).all())
+            check_finite("text_encoder", bool(torch.isfinite(embedding).all()))
         return embedding
 
     def encode_image(self, image: Floats) -> EncodedImage:
@@ -171,9 +178,8 @@ class TorchChain:
             self._fill(self._picture["image"], image[None])
             self._encode_picture()
             latent, features = (self._picture[name][0].clone() for name in ("latent", "features"))
-            finite = [torch.isfinite(values).all() for values in (latent, features)]
-            self._check("vae_encoder", finite[0])
-            self._check("image_encoder", finite[1])
+            for network, values in (("vae_encoder", latent), ("image_encoder", features)):
+                check_finite(network, bool(torch.isfinite(values).all()))
         return EncodedImage(latent, features, timings)
 
     def refine_batch(self, pairs: Sequence[ClassMask], config: RefineConfig) -> list[Refined]:
@@ -183,13 +189,10 @@ class TorchChain:
             ValueError: for another number of pairs.
             EngineError: if a network returns values that are not finite, or the device fails or is out of memory.
         """
-        if not 1 <= len(pairs) <= self.batch_size:
-            raise ValueError(f"{len(pairs)} pairs in a batch of 1 to {self.batch_size}")
+        check_count(pairs, self.batch_size)
         timings = Timings()
         with timings.stage(STAGE), self._room(), self._on_stream():
-            # Free entries repeat the first pair, so that a result does not depend on how many pairs there are.
-            entries = [*pairs, *[pairs[0]] * (self.batch_size - len(pairs))]
-            self._fill_batch(entries, config)
+            self._fill_batch(filled(pairs, self.batch_size), config)
             step = self._step(config)
             step.launch()
             results = self._results(pairs, config, step)
@@ -336,20 +339,14 @@ class TorchChain:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            size = self.batch_size
-            remedy = f"try --batch-size {size // 2}" if size > 1 else "close what else uses the GPU"
-            raise EngineError(f"the GPU is out of memory at batch size {size}: {remedy}") from error
+            raise EngineError(no_memory(self.batch_size)) from error
 
     def _on_stream(self) -> Any:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _check_batch(self) -> None:
-        for network, finite in zip(_BATCHED, self._finite.tolist(), strict=True):
-            self._check(network, finite)
-
-    def _check(self, network: str, finite: torch.Tensor | bool) -> None:
-        if not bool(finite):
-            raise EngineError(f"the network {network} returned values that are not finite; rebuild the engine")
+        for network, finite in zip(BATCHED, self._finite.tolist(), strict=True):
+            check_finite(network, finite)
 
 
 def _closed() -> None:
@@ -365,7 +362,7 @@ def _to_host(tensor: torch.Tensor) -> Array:
 
 def _built(runners: Mapping[str, TensorRunner], wanted: int | None) -> int:
     """The batch size to run with: as wanted, or the next smaller that every network was built for."""
-    built = [set(runners[name].batch_sizes) for name in _BATCHED if runners[name].batch_sizes]
+    built = [set(runners[name].batch_sizes) for name in BATCHED if runners[name].batch_sizes]
     if not built:
         return 1 if wanted is None else wanted
     sizes = sorted(set.intersection(*built))

@@ -101,14 +101,15 @@ def compare(
     """
     import torch
 
-    from g4seg_bench.gpu_sides import ChainSide, EagerSide, Prepared, module_chain
-    from g4seg_bench.sides import Task
+    from g4seg_bench.gpu_sides import ChainSide, EagerSide, module_chain
+    from g4seg_bench.sides import Prepared, Task
     from g4seg_export.sources import load_source
+    from g4seg_trt.prompt import PromptEncoder
     from g4seg_trt.torch_chain import TorchChain
 
     manifest = load_engine(engine)
     task = Task.of(manifest)
-    prepared = Prepared.of(task, engine, manifest)
+    prepared = Prepared.of(task, task.target, PromptEncoder.of_engine(engine, manifest), manifest.dims)
     source = load_source(model)
     name = torch.cuda.get_device_name()
     floor = next((ms for part, ms in ROOFLINE.items() if part in name), None)

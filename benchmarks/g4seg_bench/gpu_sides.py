@@ -3,48 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from g4seg_bench.sides import Task
+from g4seg_bench.sides import Prepared, Task
 from g4seg_engine.manifest import Manifest
 from g4seg_engine.spec import NETWORKS, NetworkSpec
 from g4seg_engine.tensors import Enqueue, TensorRunner, check_bound
 from g4seg_trt.chain import ClassMask
-from g4seg_trt.injection import seeded_noise
-from g4seg_trt.preparation import PreparedClass, prepare_image, prepare_masks
-from g4seg_trt.prompt import PromptEncoder
 from g4seg_trt.torch_chain import TorchChain
-from g4seg_trt.update import BackgroundRule
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """One mask as the networks take it: everything before them is done, and not timed."""
-
-    pixels: Floats
-    one: PreparedClass
-    noise: Floats
-
-    @classmethod
-    def of(cls, task: Task, directory: Path, manifest: Manifest) -> Prepared:
-        """The task's, for an engine."""
-        dims, record = manifest.dims, manifest.tokenizer
-        prompts = PromptEncoder(
-            directory / record.file, bos=record.bos, eos=record.eos, pad=record.pad, length=dims.text_length
-        )
-        image = prepare_image(task.image, dims.square)
-        masks = {task.target: task.coarse}
-        one = prepare_masks(masks, image.size, prompts, dims, task.config, BackgroundRule()).classes[0]
-        noise = seeded_noise(task.config.seed, (dims.latent_channels, dims.latent_size, dims.latent_size))
-        return cls(image.pixels, one, noise)
 
 
 class ChainSide:
@@ -81,7 +53,7 @@ class EagerSide:
     count = 1
 
     def __init__(self, source: Any, manifest: Manifest, task: Task, prepared: Prepared) -> None:
-        from g4seg_export.eager import EagerPipeline, EagerSettings
+        from g4seg_export.eager import EagerPipeline
 
         self._pipeline = EagerPipeline(
             source,
@@ -91,17 +63,12 @@ class EagerSide:
             dtype=torch.float16,
             stage_timings=False,
         )
-        self._settings = EagerSettings(**{f.name: getattr(task.config, f.name) for f in fields(EagerSettings)})
+        self._settings = task.eager_settings()
         self._prepared = prepared
 
     def run(self) -> NDArray[np.int64]:
         """Refine; returns the matches."""
-        given = self._prepared
-        prompt = given.one.prompt
-        return self._pipeline.refine(
-            given.pixels, given.one.square, prompt.input_ids, prompt.token_mask, given.one.mask, given.noise,
-            self._settings,
-        ).indices  # fmt: skip
+        return self._prepared.refined_by(self._pipeline, self._settings).indices
 
     def close(self) -> None:
         """Let go of the modules."""

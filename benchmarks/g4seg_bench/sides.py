@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 from g4seg_bench.inputs import enlarge, first_sample
 from g4seg_engine.errors import EngineMismatchError
 from g4seg_engine.manifest import Manifest
+from g4seg_engine.spec import ModelDims
 from g4seg_trt.config import RefineConfig, resolve_config
 from g4seg_trt.injection import seeded_noise
-from g4seg_trt.preparation import prepare_image, prepare_masks
+from g4seg_trt.preparation import PreparedClass, prepare_image, prepare_masks
 from g4seg_trt.prompt import PromptEncoder
 from g4seg_trt.refiner import Refiner
 from g4seg_trt.update import BackgroundRule
+
+if TYPE_CHECKING:
+    from g4seg_export.eager import EagerPipeline, EagerRefinement, EagerSettings
 
 Floats = NDArray[np.float32]
 
@@ -54,9 +58,46 @@ class Task:
         image, coarse = enlarge(sample, manifest.dims.square)
         return cls(image, coarse, sample.scene.target, resolve_config(recommended=manifest.recommended))
 
+    def eager_settings(self) -> EagerSettings:
+        """The same settings for eager PyTorch."""
+        from g4seg_export.eager import EagerSettings
+
+        return EagerSettings(**{field.name: getattr(self.config, field.name) for field in fields(EagerSettings)})
+
     def class_name(self, run: int) -> str:
         """Another name for each run: an engine keeps the text embeddings of names it has seen, the baseline none."""
         return f"{self.target} {run}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One mask as the networks take it, prepared by the product's own functions.
+
+    Attributes:
+        pixels: RGB float32 [3,s,s] in [0,1].
+        one: prompt and masks.
+        noise: float32 [Z,h,h].
+    """
+
+    pixels: Floats
+    one: PreparedClass
+    noise: Floats
+
+    @classmethod
+    def of(cls, task: Task, name: str, prompts: PromptEncoder, dims: ModelDims) -> Prepared:
+        """The task's mask, under a class name."""
+        image = prepare_image(task.image, dims.square)
+        masks, rule = {name: task.coarse}, BackgroundRule()
+        one = prepare_masks(masks, image.size, prompts, dims, task.config, rule).classes[0]
+        noise = seeded_noise(task.config.seed, (dims.latent_channels, dims.latent_size, dims.latent_size))
+        return cls(image.pixels, one, noise)
+
+    def refined_by(self, pipeline: EagerPipeline, settings: EagerSettings) -> EagerRefinement:
+        """By eager PyTorch."""
+        one, prompt = self.one, self.one.prompt
+        return pipeline.refine(
+            self.pixels, one.square, prompt.input_ids, prompt.token_mask, one.mask, self.noise, settings
+        )
 
 
 @dataclass(frozen=True)
@@ -142,28 +183,13 @@ class BaselineSide:
         torch.set_num_threads(threads)
         self._pipeline = EagerPipeline(source, "baseline", dense_mode=manifest.image_encoder.dense_mode)
         self._dims = manifest.dims
-        record = manifest.tokenizer
-        self._prompts = PromptEncoder(
-            directory / record.file,
-            bos=record.bos,
-            eos=record.eos,
-            pad=record.pad,
-            length=manifest.dims.text_length,
-        )
+        self._prompts = PromptEncoder.of_engine(directory, manifest)
 
     def refine(self, task: Task, run: int) -> Outcome:
-        from g4seg_export.eager import EagerSettings
-
-        dims, name = self._dims, task.class_name(run)
-        settings = EagerSettings(**{field.name: getattr(task.config, field.name) for field in fields(EagerSettings)})
+        settings = task.eager_settings()
         start = perf_counter()
-        image = prepare_image(task.image, dims.square)
-        masks, rule = {name: task.coarse}, BackgroundRule()
-        one = prepare_masks(masks, image.size, self._prompts, dims, task.config, rule).classes[0]
-        noise = seeded_noise(task.config.seed, (dims.latent_channels, dims.latent_size, dims.latent_size))
-        result = self._pipeline.refine(
-            image.pixels, one.square, one.prompt.input_ids, one.prompt.token_mask, one.mask, noise, settings
-        )
+        given = Prepared.of(task, task.class_name(run), self._prompts, self._dims)
+        result = given.refined_by(self._pipeline, settings)
         total = perf_counter() - start
         stages = dict(result.timings)
         stages["text"] = stages.pop("text_encoder")

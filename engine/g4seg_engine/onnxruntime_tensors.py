@@ -16,7 +16,7 @@ import numpy as np
 from g4seg_engine.errors import EngineError
 from g4seg_engine.onnxruntime_runner import CPU_PROVIDER, CUDA_PROVIDER, OnnxRuntimeRunner, first_line
 from g4seg_engine.spec import NetworkSpec
-from g4seg_engine.tensors import Enqueue, check_bound
+from g4seg_engine.tensors import Enqueue, check_bound, no_memory
 
 if TYPE_CHECKING:
     import torch
@@ -93,10 +93,7 @@ class OnnxRuntimeTensorRunner:
                 session.run_with_iobinding(binding, options)
             except errors as error:
                 if _OUT_OF_MEMORY.search(str(error)):
-                    remedy = f"try --batch-size {batch // 2}" if batch > 1 else "close what else uses the GPU"
-                    raise EngineError(
-                        f"{self.spec.name}: the GPU is out of memory at batch size {batch}: {remedy}"
-                    ) from error
+                    raise EngineError(f"{self.spec.name}: {no_memory(batch)}") from error
                 raise EngineError(f"{self.spec.name}: onnxruntime failed: {first_line(error)}") from error
 
         return enqueue

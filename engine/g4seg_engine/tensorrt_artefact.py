@@ -52,6 +52,21 @@ def find_artefact(directory: Path, manifest: Manifest, network: str) -> Artefact
     raise EngineError(f"engine {directory}: {network} was not built for TensorRT; build it with: {command}")
 
 
+def difference(manifest: Manifest, artefact: ArtefactRecord, version: str, device: CudaDevice) -> str | None:
+    """The first thing in which plans do not fit: "built for ...", or None where they fit; see `check_artefact`."""
+    compared = (
+        ("TensorRT", artefact.backend_version, version, "is installed"),
+        ("compute capability", artefact.compute_capability, device.compute_capability, "is this GPU's"),
+        ("the GPU", artefact.device, device.name, "is here"),
+    )
+    for what, built, found, verb in compared:
+        if built != found:
+            return f"built for {what} {built}, and {found} {verb}"
+    if artefact.build_flags.get(ONNX_FLAG) != onnx_hashes(manifest, artefact.network):
+        return "built from another ONNX graph than the one that is there"
+    return None
+
+
 def check_artefact(
     directory: Path, manifest: Manifest, artefact: ArtefactRecord, version: str, device: CudaDevice
 ) -> None:
@@ -67,24 +82,12 @@ def check_artefact(
     Raises:
         EngineMismatchError: the first thing that differs, with the command that builds the plans again.
     """
-    recorded = artefact.build_flags.get(ONNX_FLAG)
-    differences = (
-        ("TensorRT", artefact.backend_version, version, "is installed"),
-        ("compute capability", artefact.compute_capability, device.compute_capability, "is this GPU's"),
-        ("the GPU", artefact.device, device.name, "is here"),
-    )
-    for what, built, found, verb in differences:
-        if built != found:
-            raise _mismatch(directory, manifest, artefact, f"for {what} {built}, and {found} {verb}")
-    if recorded != onnx_hashes(manifest, artefact.network):
-        raise _mismatch(directory, manifest, artefact, "from another ONNX graph than the one that is there")
+    found = difference(manifest, artefact, version, device)
+    if found is not None:
+        raise EngineMismatchError(
+            f"engine {directory}: {artefact.network} was {found}; build it again with: {manifest.build_command}"
+        )
     if artefact.driver and device.driver and artefact.driver != device.driver:
         logger.info(
             "%s was built with the NVIDIA driver %s; this is %s", artefact.network, artefact.driver, device.driver
         )
-
-
-def _mismatch(directory: Path, manifest: Manifest, artefact: ArtefactRecord, difference: str) -> EngineMismatchError:
-    return EngineMismatchError(
-        f"engine {directory}: {artefact.network} was built {difference}; build it again with: {manifest.build_command}"
-    )

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Enqueue = Callable[[], None]
 
-TENSOR_BACKENDS: dict[str, tuple[str, ...]] = {"onnxruntime": ("cuda",), "tensorrt": ("cuda",)}
-"""The devices on which each backend runs on torch tensors."""
+TENSOR_BACKENDS = ("onnxruntime", "tensorrt")
+"""The backends that run on torch tensors."""
 
 
 class TensorRunner(Protocol):
@@ -76,7 +76,7 @@ def open_tensor_runner(
     Args:
         directory: the engine directory.
         network: one of NETWORKS.
-        backend: a key of TENSOR_BACKENDS.
+        backend: one of TENSOR_BACKENDS.
         stream: the CUDA stream that the network is launched on; None on a CPU.
         manifest: the directory's manifest.
         device: "cuda", or "cpu" for onnxruntime.
@@ -98,6 +98,12 @@ def open_tensor_runner(
 
     graph = Path(directory) / manifest.networks[network].files[0].file
     return OnnxRuntimeTensorRunner(graph, spec, stream, device=device, threads=threads, cuda_graph=own_graphs)
+
+
+def no_memory(batch: int) -> str:
+    """What to say where the GPU's memory ends: the batch size, and what to do."""
+    remedy = f"try --batch-size {batch // 2}" if batch > 1 else "close what else uses the GPU"
+    return f"the GPU is out of memory at batch size {batch}: {remedy}"
 
 
 def check_bound(spec: NetworkSpec, tensors: Mapping[str, torch.Tensor], device: str) -> int:

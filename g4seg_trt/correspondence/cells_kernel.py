@@ -12,15 +12,16 @@ import torch
 import triton
 import triton.language as tl
 
-from g4seg_trt.correspondence.cells import ZERO_NORM, along
+from g4seg_trt.correspondence.cells import EPSILON, ZERO_NORM, along
 from g4seg_trt.correspondence.grid_kernel import Blocks, block_products, precision_of
 
 BOUNDS = 12
 """Numbers per cell: its smallest and largest norm, or -+1e30 if it is never ruled out; ten of a triangular matrix."""
 
-_EPSILON = tl.constexpr(1e-4)
+_EPSILON = tl.constexpr(EPSILON)
 _ZERO_NORM = tl.constexpr(ZERO_NORM)
-_HUGE = tl.constexpr(1e30)
+HUGE = tl.constexpr(1e30)
+"""More than any similarity."""
 
 
 @dataclass(frozen=True)
@@ -230,8 +231,8 @@ def _cells_kernel(
         to = bounds + cell
         cells = tl.num_programs(0)
         # Times a limit these are what a corner must reach: nothing, in cells that are never ruled out.
-        tl.store(to, tl.where(never, -_HUGE, least))
-        tl.store(to + cells, tl.where(never, _HUGE, most))
+        tl.store(to, tl.where(never, -HUGE, least))
+        tl.store(to + cells, tl.where(never, HUGE, most))
         tl.store(to + 2 * cells, m00 * factor)
         tl.store(to + 3 * cells, m10 * factor)
         tl.store(to + 4 * cells, m11 * factor)

@@ -278,6 +278,16 @@ def precision_of(features: torch.Tensor) -> str:
     return "ieee" if features.element_size() == 2 else "tf32x3"
 
 
+def outputs(probability: torch.Tensor, matches: bool) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Room for what `write_matches` writes: S* in the shape of S, and flat matches if wanted."""
+    n, device = probability.numel(), probability.device
+    refined = torch.empty(tuple(probability.shape), dtype=torch.float32, device=device)
+    if not matches:
+        return refined, None, None
+    indices = torch.empty(n, dtype=torch.int64, device=device)
+    return refined, indices, torch.empty(n, dtype=torch.float32, device=device)
+
+
 def refine_on_grid(
     generated: torch.Tensor,
     original: torch.Tensor,
@@ -320,9 +330,7 @@ def refine_on_grid(
     # Whole tiles, so that a split never begins inside one.
     per_split = triton.cdiv(triton.cdiv(m, splits), blocks.candidates) * blocks.candidates
     splits = triton.cdiv(m, per_split)
-    refined = torch.empty(n, dtype=torch.float32, device=left.device)
-    indices = torch.empty(n, dtype=torch.int64, device=left.device) if matches else None
-    similarities = torch.empty(n, dtype=torch.float32, device=left.device) if matches else None
+    refined, indices, similarities = outputs(probability, matches)
     partial = splits > 1
     best = torch.empty((splits, n), dtype=torch.float32, device=left.device) if partial else None
     index = torch.empty((splits, n), dtype=torch.int32, device=left.device) if partial else None

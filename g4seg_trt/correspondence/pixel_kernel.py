@@ -13,14 +13,13 @@ import torch
 import triton
 import triton.language as tl
 
-from g4seg_trt.correspondence.cells_kernel import neighbours, norms_and_bounds, products_of, side_of, steps
-from g4seg_trt.correspondence.grid_kernel import Blocks, active_positions, blocks_for, prepare, write_matches
+from g4seg_trt.correspondence.cells_kernel import HUGE, neighbours, norms_and_bounds, products_of, side_of, steps
+from g4seg_trt.correspondence.grid_kernel import Blocks, active_positions, blocks_for, outputs, prepare, write_matches
 
 _PRODUCT_BYTES = 256 << 20
 TILE, CELLS, PIXELS, WARPS = 64, 32, 32, 4
 _SLACK = tl.constexpr(1e-6)  # of sums of a few float32 products up to 1
 _TIGHT_SLACK = tl.constexpr(1e-4)  # the same after the inverse of the Gram matrix, which magnifies by eps ** -0.5
-_HUGE = tl.constexpr(1e30)
 
 
 @triton.jit
@@ -161,7 +160,7 @@ def _search_kernel(
     norm = tl.load(inverse_here + pixel, mask=inside, other=0.0)
     live = active & (norm > 0.0)
     nothing = height * width
-    best = tl.full((TILE,), _HUGE, dtype=tl.float32)
+    best = tl.full((TILE,), HUGE, dtype=tl.float32)
     index = tl.full((TILE,), nothing, dtype=tl.int32)
     cells = tl.maximum(there_height - 1, 1) * tl.maximum(there_width - 1, 1)
     if tl.max(live.to(tl.int32), axis=0) > 0:
@@ -201,7 +200,7 @@ def _search_kernel(
             width,
         )
         if not WINDOW:
-            highest = tl.full((TILE,), -_HUGE, dtype=tl.float32)
+            highest = tl.full((TILE,), -HUGE, dtype=tl.float32)
             centre = tl.zeros((TILE,), dtype=tl.int32)
             for start in range(0, m, CELLS):
                 positions = start + tl.arange(0, CELLS)
@@ -219,7 +218,7 @@ def _search_kernel(
                     w2[:, None],
                     w3[:, None],
                 )
-                mixed = tl.where(within, mixed, -_HUGE)
+                mixed = tl.where(within, mixed, -HUGE)
                 most = tl.max(mixed, axis=1)
                 place = tl.min(tl.where(mixed == most[:, None], positions[None, :], m), axis=1)
                 centre = tl.where(most > highest, place, centre)
@@ -252,7 +251,7 @@ def _search_kernel(
                     width,
                 ),
             )
-        best = tl.where(live, best, _HUGE)
+        best = tl.where(live, best, HUGE)
         row_begin = 0
         row_end = tl.maximum(there_height - 1, 1)
         column_begin = 0
@@ -275,13 +274,13 @@ def _search_kernel(
             corner = row * there_width + column
             at_least = tl.load(bounds + cell, mask=exists, other=0.0)
             at_most = tl.load(bounds + cells + cell, mask=exists, other=0.0)
-            greatest = tl.full((CELLS,), -_HUGE, dtype=tl.float32)
+            greatest = tl.full((CELLS,), -HUGE, dtype=tl.float32)
             for one in tl.static_range(4):
                 position = corner + (one % 2) * there_right + (one // 2) * there_down
-                greatest = tl.maximum(greatest, tl.load(products + r0 + position, mask=exists, other=-_HUGE))
-                greatest = tl.maximum(greatest, tl.load(products + r1 + position, mask=exists, other=-_HUGE))
-                greatest = tl.maximum(greatest, tl.load(products + r2 + position, mask=exists, other=-_HUGE))
-                greatest = tl.maximum(greatest, tl.load(products + r3 + position, mask=exists, other=-_HUGE))
+                greatest = tl.maximum(greatest, tl.load(products + r0 + position, mask=exists, other=-HUGE))
+                greatest = tl.maximum(greatest, tl.load(products + r1 + position, mask=exists, other=-HUGE))
+                greatest = tl.maximum(greatest, tl.load(products + r2 + position, mask=exists, other=-HUGE))
+                greatest = tl.maximum(greatest, tl.load(products + r3 + position, mask=exists, other=-HUGE))
             weakest = tl.min(best, axis=0) - _SLACK
             least_reach = weakest * tl.where(weakest >= 0.0, at_least, at_most)
             if tl.max((exists & (greatest + _SLACK >= least_reach)).to(tl.int32), axis=0) > 0:
@@ -348,7 +347,7 @@ def _search_kernel(
                         if WINDOW:
                             allowed = allowed & (tl.abs(py[None, :] - y[:, None]) <= radius)
                             allowed = allowed & (tl.abs(px[None, :] - x[:, None]) <= radius)
-                        score = tl.where(allowed, score, -_HUGE)
+                        score = tl.where(allowed, score, -HUGE)
                         most = tl.max(score, axis=1)
                         found = tl.min(tl.where(score == most[:, None], (py * width + px)[None, :], nothing), axis=1)
                         better = live & ((most > best) | ((most == best) & (found < index)))
@@ -403,15 +402,14 @@ def refine_on_pixels(
     there_grid = (original.shape[1], original.shape[2])
     size, device = (probability.shape[0], probability.shape[1]), probability.device
     here_down, here_right = (side_of(*pair, device) for pair in zip(here_grid, size, strict=True))
-    there_down, there_right = (side_of(*pair, device) for pair in zip(there_grid, size, strict=True))
+    there_down, there_right = here_down, here_right
+    if there_grid != here_grid:
+        there_down, there_right = (side_of(*pair, device) for pair in zip(there_grid, size, strict=True))
     left, right = prepare(generated), prepare(original)
     of_left, of_right = neighbours(*left, here_grid), neighbours(*right, there_grid)
     inverse_here, _ = norms_and_bounds(of_left, here_grid, here_down, here_right, bounded=False)
     inverse_there, bounds = norms_and_bounds(of_right, there_grid, there_down, there_right, bounded=True)
-    refined = torch.empty(size, dtype=torch.float32, device=device)
-    pixels = refined.numel()
-    indices = torch.empty(pixels, dtype=torch.int64, device=device) if matches else None
-    similarities = torch.empty(pixels, dtype=torch.float32, device=device) if matches else None
+    refined, indices, similarities = outputs(probability, matches)
     low, high = certainty_filter or (0.0, 0.0)
     flags = where.contiguous().view(torch.uint8) if where is not None else None
     values = probability.contiguous()

@@ -62,7 +62,7 @@ def inspect_engine(directory: Path, *, verify: bool = False) -> Inspection:
     except EngineError as error:
         problem = error
     gpus, versions = (read_gpus(), package_versions()) if manifest.artefacts else (Gpus(), {})
-    fits = tuple(artefact_fit(directory, manifest, artefact, gpus, versions) for artefact in manifest.artefacts)
+    fits = tuple(artefact_fit(manifest, artefact, gpus, versions) for artefact in manifest.artefacts)
     return Inspection(manifest, fits, found, verify, problem)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from g4seg_engine.build import network_record, record_file, staged_engine
-from g4seg_engine.manifest import (
-    ImageEncoderRecord,
-    InjectionRecord,
-    Manifest,
-    ModelRecord,
-    TokenizerRecord,
-    write_manifest,
-)
+from g4seg_engine.build import network_record, staged_engine
 from g4seg_engine.spec import ModelDims, network_specs
 
 NOTE = "made for tests"
@@ -121,12 +114,11 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def build_toy_engine(output: Path, *, note: str = NOTE, recommended: Mapping[str, Any] | None = None) -> None:
+def build_toy_engine(output: Path, make_manifest: Callable[..., Any]) -> None:
     """Write the engine directory."""
     specs = network_specs(DIMS)
     with staged_engine(output) as folder:
         byte_tokenizer().save(str(folder / "tokenizer.json"))
-        token_file = record_file(folder / "tokenizer.json")
         networks = {}
         for name, graph in GRAPHS.items():
             text = f'<ir_version: 8, opset_import: ["": 17]> {name} {graph}'
@@ -134,27 +126,15 @@ def build_toy_engine(output: Path, *, note: str = NOTE, recommended: Mapping[str
             parity = {"max_abs": 0.0, "relative": 0.0, "cosine": 1.0}
             files = [folder / f"{name}.onnx"]
             networks[name] = network_record(specs[name], files, opset=17, precision="fp32", parity=parity)
-        manifest = Manifest(
-            model=ModelRecord("toy", "", "none", {}),
-            prediction_type="epsilon",
-            vae_scaling_factor=1.0,
-            dims=DIMS,
-            injection=InjectionRecord("eq5", "folded"),
-            image_encoder=ImageEncoderRecord("toy", "last"),
-            tokenizer=TokenizerRecord(token_file.file, token_file.sha256, token_file.bytes, 1, 2, 0),
-            networks=networks,
-            build_command="g4seg-build-engines --model toy --output toy",
-            recommended=dict(recommended or {}),
-            note=note,
-        )
-        write_manifest(folder, manifest)
+        recommended = {"beta": 0.5, "certainty_filter": [0.1, 0.9]}
+        make_manifest(folder, "toy", DIMS, networks, vae_scaling_factor=1.0, recommended=recommended, note=NOTE)
 
 
 @pytest.fixture(scope="session")
-def toy_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toy_engine(tmp_path_factory: pytest.TempPathFactory, make_manifest: Callable[..., Any]) -> Path:
     """An engine directory that recommends beta 0.5 and certainty filter 0.1 to 0.9."""
     folder = tmp_path_factory.mktemp("engines") / "toy"
-    build_toy_engine(folder, recommended={"beta": 0.5, "certainty_filter": [0.1, 0.9]})
+    build_toy_engine(folder, make_manifest)
     return folder
 
 
@@ -180,12 +160,11 @@ def refine() -> Command:
 
 
 @pytest.fixture
-def refine_here(capsys: pytest.CaptureFixture[str]) -> Command:
-    """refine_here(*arguments) -> Done: g4seg-refine in this process, quicker."""
+def run_here(capsys: pytest.CaptureFixture[str]) -> Command:
+    """run_here(module, *arguments) -> Done: a command's main in this process, quicker."""
 
-    def run(*arguments: object) -> Done:
-        from g4seg_trt.cli.refine import main
-
+    def run(module: str, *arguments: object) -> Done:
+        main = import_module(module).main
         try:
             code = main([str(argument) for argument in arguments])
         except SystemExit as stop:
@@ -194,6 +173,12 @@ def refine_here(capsys: pytest.CaptureFixture[str]) -> Command:
         return Done(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def refine_here(run_here: Command) -> Command:
+    """refine_here(*arguments) -> Done: g4seg-refine in this process."""
+    return lambda *arguments: run_here("g4seg_trt.cli.refine", *arguments)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,18 +32,12 @@ TENSORRT = "11.4.0.106"
 
 
 @pytest.fixture
-def engine_here(capsys: pytest.CaptureFixture[str]) -> Run:
+def engine_here(run_here: Callable[..., Any]) -> Run:
     """engine_here(*arguments) -> Done: g4seg-engine in this process."""
 
     def run(*arguments: object) -> Done:
-        from g4seg_trt.cli.engine import main
-
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return subprocess.CompletedProcess([str(argument) for argument in arguments], code, captured.out, captured.err)
+        done = run_here("g4seg_trt.cli.engine", *arguments)
+        return subprocess.CompletedProcess([str(argument) for argument in arguments], done.code, done.out, done.err)
 
     return run
 
@@ -249,7 +244,7 @@ def test_what_speaks_against_plans(tiny: Path, device: CudaDevice | None, versio
     artefact = add_plans(tiny)
     devices = () if device is None else (device,)
     gpus = Gpus(devices, problem="" if devices else "no NVIDIA driver was found")
-    fit = artefact_fit(tiny, read_manifest(tiny), artefact, gpus, {"tensorrt": version})
+    fit = artefact_fit(read_manifest(tiny), artefact, gpus, {"tensorrt": version})
     assert fit.fits is (words == "")
     assert words in "; ".join(fit.reasons)
     assert bool(fit.notes) is (device is not None and device.driver != DEVICE.driver)
@@ -259,12 +254,12 @@ def test_one_gpu_of_several_is_enough_for_plans(tiny: Path) -> None:
     artefact = add_plans(tiny)
     first = replace(DEVICE, name="NVIDIA H200", compute_capability="9.0")
     gpus = Gpus((first, replace(DEVICE, index=1)))
-    fit = artefact_fit(tiny, read_manifest(tiny), artefact, gpus, {"tensorrt": TENSORRT})
+    fit = artefact_fit(read_manifest(tiny), artefact, gpus, {"tensorrt": TENSORRT})
     assert fit.fits
     assert fit.notes == ("use --device cuda:1",)
 
 
 def test_plans_of_a_backend_that_does_not_exist_do_not_fit(tiny: Path) -> None:
     artefact = replace(add_plans(tiny), backend="abacus")
-    fit = artefact_fit(tiny, read_manifest(tiny), artefact, Gpus((DEVICE,)), {"tensorrt": TENSORRT})
+    fit = artefact_fit(read_manifest(tiny), artefact, Gpus((DEVICE,)), {"tensorrt": TENSORRT})
     assert fit.reasons == ("g4seg-trt has no backend abacus",)

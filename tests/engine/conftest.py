@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from g4seg_engine.build import network_record, record_file
+from g4seg_engine.build import network_record
 from g4seg_engine.manifest import (
     ImageEncoderRecord,
-    InjectionRecord,
     Manifest,
     ModelRecord,
-    TokenizerRecord,
-    write_manifest,
 )
 from g4seg_engine.spec import ModelDims, network_specs
 
@@ -30,7 +27,7 @@ def dims() -> ModelDims:
 
 
 @pytest.fixture(scope="session")
-def fill_engine() -> Callable[[Path], Manifest]:
+def fill_engine(make_manifest: Callable[..., Manifest]) -> Callable[[Path], Manifest]:
     """Writes a complete engine into an existing folder and returns its manifest."""
 
     def fill(directory: Path) -> Manifest:
@@ -43,21 +40,16 @@ def fill_engine() -> Callable[[Path], Manifest]:
             networks[name] = network_record(
                 spec, [graph, data], opset=18, precision="fp32", parity={"relative": 1e-6, "cosine": 1.0}
             )
-        tokenizer = record_file(directory / "tokenizer.json")
-        manifest = Manifest(
+        return make_manifest(
+            directory,
+            "my model",
+            DIMS,
+            networks,
             model=ModelRecord("my model", "", "none", {"unet.safetensors": "0" * 64}),
-            prediction_type="epsilon",
-            vae_scaling_factor=0.18215,
-            dims=DIMS,
-            injection=InjectionRecord("eq5", "folded"),
             image_encoder=ImageEncoderRecord("my encoder", "last"),
-            tokenizer=TokenizerRecord(tokenizer.file, tokenizer.sha256, tokenizer.bytes, 1, 2, 0),
-            networks=networks,
             build_command=COMMAND,
             recommended={"timestep": 400, "certainty_filter": [0.2, 0.6], "soften": None},
         )
-        write_manifest(directory, manifest)
-        return manifest
 
     return fill
 

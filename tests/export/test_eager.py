@@ -108,9 +108,7 @@ def test_the_whole_engine_path_refines_like_the_reference(
         refiner.set_image(image)
         result = refiner.refine({"owl": coarse}, keep=("indices", "denoised"))
 
-    record = manifest.tokenizer
-    prompt = PromptEncoder(directory / record.file, bos=record.bos, eos=record.eos, pad=record.pad, length=77)
-    words = prompt.encode("owl")
+    words = PromptEncoder.of_engine(directory, manifest).encode("owl")
     expected = pipelines["reference"].refine(
         image.transpose(2, 0, 1).astype(np.float32) / np.float32(255),
         coarse,

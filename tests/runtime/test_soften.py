@@ -77,7 +77,7 @@ def test_it_crosses_the_filter_only_near_the_edge() -> None:
     mask[:, 100:] = 1
     softened = soften(mask, 0.02)  # sigma of 4 pixels
     assert (softened[:, :84] == 0).all()
-    assert (softened[:, 116:] == 1).all()
+    assert (softened[:, 116:] >= 1 - 1e-6).all()  # weights that add up to 1 but for rounding
     assert np.abs(softened[:, 99:101].mean() - 0.5) < 1e-6
 
 

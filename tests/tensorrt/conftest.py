@@ -15,15 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from g4seg_engine.build import network_record, record_file
+from g4seg_engine.build import network_record
 from g4seg_engine.cuda_device import CudaDevice
 from g4seg_engine.manifest import (
-    ImageEncoderRecord,
-    InjectionRecord,
     Manifest,
-    ModelRecord,
-    TokenizerRecord,
-    write_manifest,
 )
 from g4seg_engine.spec import BATCH, ModelDims, NetworkSpec, TensorSpec, network_specs
 
@@ -92,7 +87,7 @@ def fake(fake_module: Any, polygraphy_folder: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def fill_engine() -> FillEngine:
+def fill_engine(make_manifest: FillEngine) -> FillEngine:
     """Writes an engine of dummy graphs into a folder and returns its manifest."""
 
     def fill(directory: Path, precision: str = "fp16") -> Manifest:
@@ -102,20 +97,7 @@ def fill_engine() -> FillEngine:
             graph.write_bytes(b"graph of " + name.encode())
             networks[name] = network_record(spec, [graph], opset=18, precision=precision, parity={})
         (directory / "tokenizer.json").write_bytes(b"{}")
-        tokenizer = record_file(directory / "tokenizer.json")
-        manifest = Manifest(
-            model=ModelRecord("mine", "", "none", {}),
-            prediction_type="epsilon",
-            vae_scaling_factor=0.18215,
-            dims=DIMS,
-            injection=InjectionRecord("eq5", "folded"),
-            image_encoder=ImageEncoderRecord("mine", "last"),
-            tokenizer=TokenizerRecord(tokenizer.file, tokenizer.sha256, tokenizer.bytes, 1, 2, 0),
-            networks=networks,
-            build_command=COMMAND,
-        )
-        write_manifest(directory, manifest)
-        return manifest
+        return make_manifest(directory, "mine", DIMS, networks, build_command=COMMAND)
 
     return fill
 

@@ -57,8 +57,8 @@ def test_it_refines_like_the_eager_reference(refiner: Refiner, samples: list[Sam
     torch.set_num_threads(1)
     manifest, config = refiner.manifest, refiner.config
     eager = EagerPipeline(load_source("tiny"), "reference")
-    record, dims = manifest.tokenizer, manifest.dims
-    prompts = PromptEncoder(HOME / record.file, bos=record.bos, eos=record.eos, pad=record.pad, length=dims.text_length)
+    dims = manifest.dims
+    prompts = PromptEncoder.of_engine(HOME, manifest)
     noise = seeded_noise(config.seed, (dims.latent_channels, dims.latent_size, dims.latent_size))
     settings = EagerSettings(config.timestep, config.beta, config.certainty_filter, config.emi_self, config.emi_cross)
     compared = 0
