@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from g4seg_engine.manifest import Manifest
-from g4seg_engine.runner import Runner, open_runner
+from g4seg_engine.networks import Networks, OneAtATime
+from g4seg_engine.runner import Runner, check_backend, open_runner
 from g4seg_engine.spec import NETWORKS, ModelDims
 from g4seg_trt.arrays import Bools, Floats, Ints
 from g4seg_trt.config import RefineConfig
@@ -20,7 +21,7 @@ from g4seg_trt.correspondence import nearest_positions
 from g4seg_trt.errors import ConfigError, EngineError
 from g4seg_trt.geometry import pool_to_grid
 from g4seg_trt.injection import emi_weight
-from g4seg_trt.timing import Timings
+from g4seg_trt.timing import OPENING, TEXT, Timings
 from g4seg_trt.update import mix, mix_at
 
 Held: TypeAlias = Any
@@ -99,8 +100,8 @@ class Chain(Protocol):
     dims: ModelDims
     batch_size: int
 
-    def encode_text(self, input_ids: Ints) -> Held:
-        """int64 [length] -> text embedding [length,C]."""
+    def encode_text(self, input_ids: Ints, timings: Timings) -> Held:
+        """int64 [length] -> text embedding [length,C]; adds the seconds it takes."""
         ...
 
     def encode_image(self, image: Floats) -> EncodedImage:
@@ -111,9 +112,19 @@ class Chain(Protocol):
         """Generate, match and mix (eq. 2, 5, 8, 9) for 1 to batch_size pairs of any images."""
         ...
 
+    def wait_until_open(self) -> None:
+        """Return when there is nothing left to load; raises what opening a network raises."""
+        ...
+
     def close(self) -> None:
         """Let go of the networks."""
         ...
+
+
+class Runners(Protocol):
+    """The networks by name; one that is asked for may still have to be opened."""
+
+    def __getitem__(self, name: str, /) -> Runner: ...
 
 
 class HostChain:
@@ -128,14 +139,15 @@ class HostChain:
         batch_size: pairs in one run.
 
     Raises:
-        ConfigError: if the batch size is outside what the networks take.
+        ConfigError: if the batch size is not an integer from 1 on.
     """
 
-    def __init__(self, runners: Mapping[str, Runner], dims: ModelDims, batch_size: int = 1) -> None:
-        check_batch_size(batch_size, min(runners[name].spec.max_batch for name in BATCHED))
+    def __init__(self, runners: Runners, dims: ModelDims, batch_size: int = 1) -> None:
+        check_batch_size(batch_size)
         self.dims = dims
         self.batch_size = batch_size
         self._runners = runners
+        self._wait: Callable[[], None] | None = None
         self._owned = ExitStack()
 
     @classmethod
@@ -148,33 +160,53 @@ class HostChain:
         device: str = "cpu",
         batch_size: int = 1,
         threads: int | None = None,
+        compute_precision: str | None = None,
+        low_memory: bool = False,
+        cache: bool = True,
     ) -> HostChain:
         """Open the five networks of an engine directory; `close` closes them.
 
+        They are opened in the background: what is wrong with one is raised where it is first needed.
+
         Raises:
             ConfigError: if the batch size is outside what the networks take.
-            EngineError: if a network cannot be opened.
+            EngineError: if the backend cannot run this engine here.
             MissingExtraError: if the backend is not installed.
         """
-        check_batch_size(batch_size)
-        with ExitStack() as stack:
-            runners = {
-                name: stack.enter_context(
-                    open_runner(directory, name, backend, device, manifest=manifest, threads=threads)
-                )
-                for name in NETWORKS
-            }
-            chain = cls(runners, manifest.dims, batch_size)
-            chain._owned = stack.pop_all()
+        check_batch_size(batch_size, min(manifest.networks[name].max_batch for name in BATCHED))
+        check_backend(backend, device, compute_precision)
+
+        def open_one(name: str) -> Runner:
+            return open_runner(
+                directory,
+                name,
+                backend,
+                device,
+                manifest=manifest,
+                threads=threads,
+                compute_precision=compute_precision,
+                batch=batch_size if name in BATCHED else 1,
+                cache=cache,
+            )
+
+        networks = OneAtATime(open_one) if low_memory else Networks(open_one, opening_order(manifest))
+        chain = cls(networks, manifest.dims, batch_size)
+        chain._wait = networks.wait
+        chain._owned.callback(networks.close)
         return chain
+
+    def wait_until_open(self) -> None:
+        """See Chain; in low memory mode networks are opened when they are needed, and there is nothing to wait for."""
+        if self._wait is not None:
+            self._wait()
 
     def close(self) -> None:
         """Close the networks that `open` opened."""
         self._owned.close()
 
-    def encode_text(self, input_ids: Ints) -> Floats:
+    def encode_text(self, input_ids: Ints, timings: Timings) -> Floats:
         """int64 [length] -> text embedding float32 [length,C]."""
-        embedding: Floats = self._run("text_encoder", {"input_ids": input_ids[None]}, "text_embedding")[0]
+        embedding: Floats = self._run("text_encoder", {"input_ids": input_ids[None]}, "text_embedding", timings)[0]
         return embedding
 
     def encode_image(self, image: Floats) -> EncodedImage:
@@ -184,10 +216,8 @@ class HostChain:
             EngineError: if a network returns values that are not finite.
         """
         timings = Timings()
-        with timings.stage("vae_encoder"):
-            latent = self._run("vae_encoder", {"image": image[None]}, "latent")[0]
-        with timings.stage("image_encoder"):
-            features = self._run("image_encoder", {"image": image[None]}, "features")[0]
+        latent = self._run("vae_encoder", {"image": image[None]}, "latent", timings)[0]
+        features = self._run("image_encoder", {"image": image[None]}, "features", timings)[0]
         return EncodedImage(latent, features, timings)
 
     def refine_batch(self, pairs: Sequence[ClassMask], config: RefineConfig) -> list[Refined]:
@@ -199,12 +229,9 @@ class HostChain:
         """
         check_count(pairs, self.batch_size)
         timings = Timings()
-        with timings.stage("unet"):
-            denoised = self._run("unet", self._unet_inputs(pairs, config), "denoised")
-        with timings.stage("vae_decoder"):
-            generated = self._run("vae_decoder", {"latent": denoised}, "image")
-        with timings.stage("image_encoder"):
-            features = self._run("image_encoder", {"image": generated}, "features")
+        denoised = self._run("unet", self._unet_inputs(pairs, config), "denoised", timings)
+        generated = self._run("vae_decoder", {"latent": denoised}, "image", timings)
+        features = self._run("image_encoder", {"image": generated}, "features", timings)
         share = timings.shared_by(len(pairs))
         return [
             self._match(pair, features[row], generated[row], denoised[row], config, share)
@@ -266,13 +293,22 @@ class HostChain:
             residual = mix_at(probability, queries, found[0], config.beta)
         return residual, indices, similarities
 
-    def _run(self, network: str, inputs: Mapping[str, Floats | Ints], output: str) -> Floats:
-        runner = self._runners[network]
-        # Float inputs and outputs of an engine may be half.
-        typed = {tensor.name: inputs[tensor.name].astype(tensor.dtype, copy=False) for tensor in runner.spec.inputs}
-        values: Floats = runner.run(typed)[output].astype(np.float32, copy=False)
-        check_finite(network, bool(np.isfinite(values).all()))
+    def _run(self, network: str, inputs: Mapping[str, Floats | Ints], output: str, timings: Timings) -> Floats:
+        with timings.stage(OPENING):
+            runner = self._runners[network]
+        with timings.stage(TEXT if network == "text_encoder" else network):
+            # Float inputs and outputs of an engine may be half.
+            typed = {tensor.name: inputs[tensor.name].astype(tensor.dtype, copy=False) for tensor in runner.spec.inputs}
+            values: Floats = runner.run(typed)[output].astype(np.float32, copy=False)
+            check_finite(network, bool(np.isfinite(values).all()))
         return values
+
+
+def opening_order(manifest: Manifest) -> list[str]:
+    """The first network that an image needs first; then the largest, which take most room while they open."""
+    first, *others = ("vae_encoder", *(name for name in NETWORKS if name != "vae_encoder"))
+    sizes = {name: sum(file.bytes for file in manifest.networks[name].files) for name in others}
+    return [first, *sorted(others, key=lambda name: -sizes[name])]
 
 
 def check_count(pairs: Sequence[ClassMask], batch_size: int) -> None:

@@ -10,7 +10,7 @@ from typing import TypeAlias, TypeVar
 
 from g4seg_engine.manifest import Manifest, load_engine
 from g4seg_trt.arrays import Array
-from g4seg_trt.backends import open_chain
+from g4seg_trt.backends import Execution, choose, open_chain
 from g4seg_trt.chain import Chain, EncodedImage
 from g4seg_trt.config import RefineConfig, resolve_config
 from g4seg_trt.errors import ConfigError, G4SegError, ImageError
@@ -50,6 +50,7 @@ class Refiner:
         prompts: the engine's tokenizer.
         config: the settings unless a call brings its own.
         manifest: what the engine says about itself.
+        execution: how it runs.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Refiner:
         *,
         config: RefineConfig | None = None,
         manifest: Manifest | None = None,
+        execution: Execution | None = None,
     ) -> None:
         self.config = config if config is not None else RefineConfig()
         self._chain = chain
         self._prompts = prompts
         self._manifest = manifest
+        self._execution = execution
         self._texts = TextEmbeddings(chain)
         self._current: tuple[PreparedImage, EncodedImage] | None = None
 
@@ -76,6 +79,9 @@ class Refiner:
         device: str | None = None,
         batch_size: int | None = None,
         threads: int | None = None,
+        compute_precision: str | None = None,
+        low_memory: bool = False,
+        cache: bool = True,
         config: RefineConfig | None = None,
         verify: bool = False,
     ) -> Refiner:
@@ -83,10 +89,14 @@ class Refiner:
 
         Args:
             engine: path of the directory, or "tiny" for the engine that comes with the package.
-            backend: what runs the networks: "onnxruntime" or "tensorrt".
+            backend: what runs the networks: "onnxruntime", "openvino", "tensorrt", or "auto" for the fastest that is
+                installed and accurate enough (`execution` says which, and why).
             device: where: "cpu", "cuda" or "cuda:1" and so on; None for the backend's first choice.
             batch_size: (image, class) pairs in one run; None for 1 on a CPU, the largest that was built on a GPU.
             threads: CPU threads, or None for the backend's choice.
+            compute_precision: "fp32" or "bf16" with openvino; None for the faster that this processor can do.
+            low_memory: keep one network open at a time (on a CPU).
+            cache: keep what makes the next start shorter in the engine directory (on a CPU).
             config: the settings; None takes the engine's recommended ones.
             verify: check the hash of every file, also of the large ones.
 
@@ -100,8 +110,17 @@ class Refiner:
         if config is None:
             config = resolve_config(recommended=manifest.recommended)
         prompts = PromptEncoder.of_engine(directory, manifest)
-        chain = open_chain(directory, manifest, backend=backend, device=device, batch_size=batch_size, threads=threads)
-        return cls(chain, prompts, config=config, manifest=manifest)
+        execution = choose(manifest, backend, device, compute_precision)
+        chain = open_chain(
+            directory,
+            manifest,
+            execution,
+            batch_size=batch_size,
+            threads=threads,
+            low_memory=low_memory,
+            cache=cache,
+        )
+        return cls(chain, prompts, config=config, manifest=manifest, execution=execution)
 
     @property
     def manifest(self) -> Manifest:
@@ -109,6 +128,13 @@ class Refiner:
         if self._manifest is None:
             raise RuntimeError("this Refiner was made without an engine directory")
         return self._manifest
+
+    @property
+    def execution(self) -> Execution:
+        """What runs the engine, where and in which precision."""
+        if self._execution is None:
+            raise RuntimeError("this Refiner was made without an engine directory")
+        return self._execution
 
     @property
     def batch_size(self) -> int:
@@ -127,6 +153,14 @@ class Refiner:
         """Close the engine."""
         self._current = None
         self._chain.close()
+
+    def wait_until_open(self) -> None:
+        """Return when there is nothing left to load: networks are opened in the background, which this waits for.
+
+        Raises:
+            EngineError: if one cannot be opened.
+        """
+        self._chain.wait_until_open()
 
     def set_image(self, image: Array) -> None:
         """Encode an image; the next calls of `refine` are about it.

@@ -10,6 +10,7 @@ from g4seg_trt.injection import seeded_noise
 from g4seg_trt.preparation import Preparation
 from g4seg_trt.prompt import Prompt
 from g4seg_trt.refinement import ClassResult, class_result
+from g4seg_trt.timing import Timings
 
 _KEPT_TEXTS = 512
 
@@ -25,12 +26,12 @@ class TextEmbeddings:
         self._chain = chain
         self._kept: dict[str, Held] = {}
 
-    def of(self, prompt: Prompt) -> Held:
-        """The prompt's embedding, [length,C]."""
+    def of(self, prompt: Prompt, timings: Timings) -> Held:
+        """The prompt's embedding, [length,C]; adds the seconds that a new one takes."""
         if prompt.class_name not in self._kept:
             if len(self._kept) >= _KEPT_TEXTS:
                 del self._kept[next(iter(self._kept))]
-            self._kept[prompt.class_name] = self._chain.encode_text(prompt.input_ids)
+            self._kept[prompt.class_name] = self._chain.encode_text(prompt.input_ids, timings)
         return self._kept[prompt.class_name]
 
 
@@ -60,8 +61,7 @@ class Run:
     def pairs(self, encoded: EncodedImage, preparation: Preparation) -> dict[str, ClassMask]:
         """One image's pairs by class name, without classes that cannot change (unless something is kept)."""
         chosen = [one for one in preparation.classes if self._keep or not one.still]
-        with preparation.timings.stage("text"):
-            embeddings = [self._texts.of(one.prompt) for one in chosen]
+        embeddings = [self._texts.of(one.prompt, preparation.timings) for one in chosen]
         return {
             one.name: ClassMask(
                 encoded, embedding, one.prompt.token_mask, one.mask, one.square, self._noise, one.searched

@@ -6,9 +6,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 
+TEXT = "text"
+"""The text encoder, for class names that are new."""
+
+OPENING = "opening"
+"""Waiting for a network that is still being opened."""
+
 STAGES: tuple[str, ...] = (
     "resize",
-    "text",
+    OPENING,
+    TEXT,
     "vae_encoder",
     "unet",
     "vae_decoder",
@@ -16,7 +23,6 @@ STAGES: tuple[str, ...] = (
     "correspondence",
     "update",
 )
-
 
 NETWORKS = "networks"
 """On a GPU, in place of all stages between "resize" and "update" that are launched together."""

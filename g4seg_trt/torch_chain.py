@@ -39,7 +39,7 @@ from g4seg_trt.errors import EngineError
 from g4seg_trt.geometry import pool_to_grid
 from g4seg_trt.injection import emi_weight
 from g4seg_trt.timing import NETWORKS as STAGE
-from g4seg_trt.timing import Timings
+from g4seg_trt.timing import TEXT, Timings
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +149,9 @@ class TorchChain:
             chain._owned = stack.pop_all()
         return chain
 
+    def wait_until_open(self) -> None:
+        """Nothing to wait for: `open` has loaded everything."""
+
     def close(self) -> None:
         """Close the networks that `open` opened, and let go of buffers and launches, which hold all the others."""
         self._steps.clear()
@@ -157,9 +160,9 @@ class TorchChain:
         self._encode_text = self._encode_picture = self._generate = _closed
         self._owned.close()
 
-    def encode_text(self, input_ids: Ints) -> torch.Tensor:
+    def encode_text(self, input_ids: Ints, timings: Timings) -> torch.Tensor:
         """int64 [length] -> text embedding [length,C] on the device."""
-        with self._room(), self._on_stream():
+        with timings.stage(TEXT), self._room(), self._on_stream():
             self._fill(self._text["input_ids"], input_ids[None])
             self._encode_text()
             embedding = self._text["text_embedding"][0].clone()

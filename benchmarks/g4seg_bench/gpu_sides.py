@@ -14,6 +14,7 @@ from g4seg_engine.manifest import Manifest
 from g4seg_engine.spec import NETWORKS, NetworkSpec
 from g4seg_engine.tensors import Enqueue, TensorRunner, check_bound
 from g4seg_trt.chain import ClassMask
+from g4seg_trt.timing import Timings
 from g4seg_trt.torch_chain import TorchChain
 
 Floats = NDArray[np.float32]
@@ -32,7 +33,7 @@ class ChainSide:
         pairs = [
             ClassMask(
                 chain.encode_image(given.pixels),
-                chain.encode_text(given.one.prompt.input_ids),
+                chain.encode_text(given.one.prompt.input_ids, Timings()),
                 given.one.prompt.token_mask,
                 given.one.mask,
                 given.one.square,
@@ -68,7 +69,7 @@ class EagerSide:
 
     def run(self) -> NDArray[np.int64]:
         """Refine; returns the matches."""
-        return self._prepared.refined_by(self._pipeline, self._settings).indices
+        return self._prepared.refined_by(self._pipeline, self._settings)[0].indices
 
     def close(self) -> None:
         """Let go of the modules."""

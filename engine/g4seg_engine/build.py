@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from g4seg_engine import codec
+from g4seg_engine.cache import FOLDER as CACHE
 from g4seg_engine.errors import EngineError
 from g4seg_engine.manifest import MANIFEST_FILE, FileRecord, NetworkRecord, file_sha256, load_engine
 from g4seg_engine.spec import NetworkSpec
@@ -119,8 +120,9 @@ def _is_engine(directory: Path) -> bool:
 def _unlisted(directory: Path) -> list[str]:
     """The files below `directory` that its manifest, of whatever schema, does not name."""
     listed = {MANIFEST_FILE, *_named_files(_raw_manifest(directory))}
-    found = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
-    return sorted(file for file in found if file not in listed)
+    found = (path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir())
+    foreign = (path.as_posix() for path in found if path.parts[0] != CACHE)
+    return sorted(file for file in foreign if file not in listed)
 
 
 def _named_files(data: object) -> Iterator[str]:

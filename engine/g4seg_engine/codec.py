@@ -14,11 +14,18 @@ from g4seg_engine.errors import EngineError, EngineMismatchError
 
 T = TypeVar("T")
 
+OPTIONAL: Mapping[str, bool] = {"optional": True}
+"""Metadata of a field that is in the JSON only where it is not its default: older files do without."""
+
 
 def to_json(value: Any) -> Any:
-    """A record as dicts, lists and scalars. Tuples become lists, fields keep their names."""
+    """A record as dicts, lists and scalars. Tuples become lists, fields keep their names.
+
+    Optional fields that hold their default are left out.
+    """
     if dataclasses.is_dataclass(value):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        values = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {field.name: to_json(item) for field, item in values if not _left_out(field, item)}
     if isinstance(value, Mapping):
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -98,16 +105,21 @@ def _decode_record(kind: Any, value: object, where: str) -> Any:
         raise _unexpected(where, value, "an object")
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]
-    missing = [name for name in names if name not in value]
+    may_lack = {field.name for field in dataclasses.fields(kind) if "optional" in field.metadata}
+    missing = [name for name in names if name not in value and name not in may_lack]
     unknown = [name for name in value if name not in hints]
     if missing or unknown:
         faults = [f"{name} is missing" for name in missing] + [f"{name!r} is unknown" for name in unknown]
         raise EngineMismatchError(f"{where}: {', '.join(faults)}")
-    arguments = {name: _decode(hints[name], value[name], f"{where}.{name}") for name in names}
+    arguments = {name: _decode(hints[name], value[name], f"{where}.{name}") for name in names if name in value}
     try:
         return kind(**arguments)
     except EngineError as error:
         raise EngineMismatchError(f"{where}: {error}") from error
+
+
+def _left_out(field: dataclasses.Field[Any], value: object) -> bool:
+    return "optional" in field.metadata and value == field.default
 
 
 def _decode_union(kinds: tuple[Any, ...], value: object, where: str) -> Any:

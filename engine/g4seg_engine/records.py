@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import PurePosixPath
 from typing import Any
 
+from g4seg_engine.codec import OPTIONAL
 from g4seg_engine.errors import EngineError
 from g4seg_engine.spec import NETWORKS, PRECISIONS, ModelDims, NetworkSpec, TensorSpec, network_specs
 from g4seg_engine.version import VERSION
@@ -100,6 +101,19 @@ class ImageEncoderRecord:
 
 
 @dataclass(frozen=True)
+class AutoencoderRecord:
+    """Which autoencoders took the place of the model's own.
+
+    Attributes:
+        encoder: hub id with its commit, folder name, or ``random:ARCHITECTURE``; "" for the model's own.
+        decoder: likewise.
+    """
+
+    encoder: str = ""
+    decoder: str = ""
+
+
+@dataclass(frozen=True)
 class TokenizerRecord:
     """The tokenizer file and the special token ids of the text encoder."""
 
@@ -187,13 +201,14 @@ class Manifest:
     Attributes:
         model: where the weights came from.
         prediction_type: "epsilon" or "v_prediction".
-        vae_scaling_factor: already inside the graphs; kept as a fact.
+        vae_scaling_factor: of the model's own autoencoder, already inside the graphs; kept as a fact.
         dims: the sizes from which all tensor shapes follow.
         injection: how the mask enters attention.
         image_encoder: where the features come from.
         tokenizer: file and special ids.
         networks: by name, see NETWORKS.
         build_command: the exact command that builds this directory again.
+        autoencoder: what replaces the model's own; not in the file where nothing does.
         recommended: refine settings for this engine, plain JSON, not read here.
         note: a line to print on use, or "".
         artefacts: compiled files by backend.
@@ -211,6 +226,7 @@ class Manifest:
     tokenizer: TokenizerRecord
     networks: Mapping[str, NetworkRecord]
     build_command: str
+    autoencoder: AutoencoderRecord = field(default=AutoencoderRecord(), metadata=OPTIONAL)
     recommended: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     artefacts: tuple[ArtefactRecord, ...] = ()

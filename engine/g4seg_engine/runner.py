@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -10,13 +11,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from g4seg_engine.cache import cached
 from g4seg_engine.errors import EngineError, RunnerInputError
 from g4seg_engine.manifest import Manifest, load_engine
 from g4seg_engine.spec import BATCH, NetworkSpec, TensorSpec, show_shape
 
 Array = npt.NDArray[Any]
 
-BACKENDS: dict[str, tuple[str, ...]] = {"onnxruntime": ("cpu",)}
+BACKENDS: dict[str, tuple[str, ...]] = {"onnxruntime": ("cpu",), "openvino": ("cpu",)}
 """The devices of each backend."""
 
 
@@ -64,6 +66,9 @@ def open_runner(
     *,
     manifest: Manifest | None = None,
     threads: int | None = None,
+    compute_precision: str | None = None,
+    batch: int = 1,
+    cache: bool = True,
 ) -> Runner:
     """Opens one network of an engine directory.
 
@@ -74,16 +79,16 @@ def open_runner(
         device: one of the backend's devices.
         manifest: the directory's manifest if it is loaded and checked already; else both are done here.
         threads: CPU threads, or None for as many as this process may use.
+        compute_precision: what the backend computes in, if it leaves a choice; None for its own.
+        batch: the batch size that will be run; a backend with static shapes gets ready for it.
+        cache: keep what makes the next start shorter in the engine directory, and use what is there.
 
     Raises:
-        EngineError: unknown network, backend or device, a wrong `threads`, or the directory fails its checks.
+        EngineError: unknown network, backend or device, a wrong `threads` or compute precision, or the directory fails
+            its checks.
         MissingExtraError: the backend is not installed.
     """
-    if backend not in BACKENDS:
-        raise EngineError(f"unknown backend {backend!r}: choose from {', '.join(BACKENDS)}")
-    if device not in BACKENDS[backend]:
-        devices = ", ".join(BACKENDS[backend])
-        raise EngineError(f"backend {backend} has no device {device!r}: choose from {devices}")
+    check_backend(backend, device, compute_precision)
     if manifest is None:
         manifest = load_engine(directory)
     spec = manifest.spec(network)
@@ -93,11 +98,45 @@ def open_runner(
             f"engine {directory} computes in bfloat16, for which {backend} has no operators on the CPU: build one with "
             "--precision fp32 or fp16"
         )
-    graph = Path(directory) / record.files[0].file
+    folder = Path(directory)
+    graph = folder / record.files[0].file
+    keep = partial(cached, folder, manifest, network, backend) if cache else None
+    if backend == "openvino":
+        from g4seg_engine.openvino_runner import OpenVinoRunner
+
+        return OpenVinoRunner(graph, spec, compute_precision, threads, batch, keep)
 
     from g4seg_engine.onnxruntime_runner import OnnxRuntimeRunner
 
-    return OnnxRuntimeRunner(graph, spec, threads=threads)
+    return OnnxRuntimeRunner(graph, spec, threads=threads, keep=keep)
+
+
+def check_backend(backend: str, device: str, compute_precision: str | None = None) -> None:
+    """Check that a backend is known and installed, and can compute in a precision here.
+
+    Raises:
+        EngineError: unknown backend or device, or a compute precision that is not allowed.
+        MissingExtraError: the backend is not installed.
+    """
+    if backend not in BACKENDS:
+        raise EngineError(f"unknown backend {backend!r}: choose from {', '.join(BACKENDS)}")
+    if device not in BACKENDS[backend]:
+        devices = ", ".join(BACKENDS[backend])
+        raise EngineError(f"backend {backend} has no device {device!r}: choose from {devices}")
+    if backend == "openvino":
+        from g4seg_engine.openvino_runner import check_precision, require_openvino
+
+        check_precision(compute_precision)
+        require_openvino()
+        return
+    if compute_precision is not None:
+        raise EngineError(
+            f"compute precision is {compute_precision!r}, allowed with backend {backend}: none, it computes in the "
+            "engine's own precision"
+        )
+    from g4seg_engine.onnxruntime_runner import import_onnxruntime
+
+    import_onnxruntime()
 
 
 def check_inputs(spec: NetworkSpec, inputs: Mapping[str, Any]) -> int:

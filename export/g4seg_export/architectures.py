@@ -1,4 +1,4 @@
-"""The true Stable Diffusion 2.1 and CLIP ViT-B/16 architectures with seeded random weights.
+"""The true Stable Diffusion 2.1, TAESD and CLIP ViT-B/16 architectures with seeded random weights.
 
 For checks of export, parity, memory and latency at full size without any checkpoint. Pictures made by them
 mean nothing.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -39,6 +39,14 @@ VAE: dict[str, Any] = {
     "latent_channels": 4,
     "sample_size": 512,
     "scaling_factor": 0.18215,
+}
+TAESD: dict[str, Any] = {
+    "encoder_block_out_channels": (64, 64, 64, 64),
+    "decoder_block_out_channels": (64, 64, 64, 64),
+    "num_encoder_blocks": (1, 3, 3, 3),
+    "num_decoder_blocks": (3, 3, 3, 1),
+    "latent_channels": 4,
+    "scaling_factor": 1.0,
 }
 TEXT: dict[str, Any] = {
     "vocab_size": 49408,
@@ -70,7 +78,7 @@ SCHEDULER: dict[str, Any] = {
 }
 
 # Own seeds, so that a network's weights do not depend on which others were made before it.
-_SEEDS = {"unet": 2101, "vae": 2102, "text_encoder": 2103, "image_encoder": 2104}
+_SEEDS = {"unet": 2101, "vae": 2102, "text_encoder": 2103, "image_encoder": 2104, "tiny_vae": 2105}
 
 
 def make_unet(*, square: int = 512, upcast_attention: bool = False) -> UnetModel:
@@ -83,6 +91,12 @@ def make_vae() -> VaeModel:
     """SD2.1's KL-f8 autoencoder."""
     make: Callable[..., VaeModel] = AutoencoderKL
     return make(**VAE)
+
+
+def make_tiny_vae() -> VaeModel:
+    """TAESD, the distilled stand-in for SD's autoencoder."""
+    make: Callable[..., VaeModel] = AutoencoderTiny
+    return make(**TAESD)
 
 
 def make_text_encoder() -> TextModel:
@@ -103,6 +117,11 @@ def random_unet(*, square: int = 512, upcast_attention: bool = False) -> UnetMod
 def random_vae() -> VaeModel:
     """`make_vae` with seeded weights."""
     return _seeded(make_vae, "vae")
+
+
+def random_tiny_vae() -> VaeModel:
+    """`make_tiny_vae` with seeded weights."""
+    return _seeded(make_tiny_vae, "tiny_vae")
 
 
 def random_text_encoder() -> TextModel:

@@ -63,6 +63,21 @@ class EagerRefinement:
     timings: dict[str, float]
 
 
+@dataclass(frozen=True)
+class EagerImage:
+    """What all masks of one image share.
+
+    Attributes:
+        latent: float [Z,h,h], clean.
+        features: float [P,g,g], unit norm per position.
+        timings: seconds per stage.
+    """
+
+    latent: Tensor
+    features: Tensor
+    timings: dict[str, float]
+
+
 class EagerPipeline:
     """All modules of one model in memory, ready to refine.
 
@@ -96,9 +111,31 @@ class EagerPipeline:
         self._device, self._dtype = torch.device(device), dtype
         self._waits = stage_timings and self._device.type == "cuda"
         self._unet = source.load_unet().to(self._device, dtype)
-        self._vae = source.load_vae().to(self._device, dtype)
+        self._vae_encoder = source.vae_encoder.load().to(self._device, dtype)
+        shared = source.vae_decoder is source.vae_encoder
+        self._vae_decoder = self._vae_encoder if shared else source.vae_decoder.load().to(self._device, dtype)
         self._text_encoder = source.load_text_encoder().to(self._device, dtype)
         self._image_encoder = source.load_image_encoder().to(self._device, dtype)
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Let torch.compile make each network faster, with one of its backends; it does so when one first runs."""
+        vision = self._image_encoder.vision_model
+        # The last block is hooked and run by hand in all dense modes but one, see _last_block.
+        blocks = [vision] if self._dense_mode == "last" else vision.encoder.layers[:-1]
+        coders = self._vae_encoder.encoder, self._vae_decoder.decoder
+        for module in (self._unet, self._text_encoder, *coders, *blocks):
+            module.compile(backend=backend)
+
+    @torch.inference_mode()
+    def prepare(self, image: Floats) -> EagerImage:
+        """float32 [3,H,H] in [0,1] -> what `refine` takes in the image's place, for several masks of it."""
+        timings: dict[str, float] = {}
+        pixels = self._tensor(image)
+        with self._timed(timings, "vae_encoder"):
+            latent = self._encode(pixels)
+        with self._timed(timings, "image_encoder"):
+            features = self._features(pixels)
+        return EagerImage(latent, features, timings)
 
     @torch.inference_mode()
     def encode_text(self, input_ids: NDArray[np.int64]) -> Floats:
@@ -148,7 +185,7 @@ class EagerPipeline:
     @torch.inference_mode()
     def refine(
         self,
-        image: Floats,
+        image: Floats | EagerImage,
         probability: Floats,
         input_ids: NDArray[np.int64],
         token_mask: Floats,
@@ -159,7 +196,7 @@ class EagerPipeline:
         """Refine the mask of one class on the model square.
 
         Args:
-            image: float32 [3,H,H] in [0,1], RGB.
+            image: float32 [3,H,H] in [0,1], RGB; or what `prepare` made of it, whose time does not count here.
             probability: float32 [H,H] in [0,1], the coarse S.
             input_ids: int64 [T], the prompt, padded.
             token_mask: float32 [T], 1 at the class name's tokens.
@@ -168,13 +205,10 @@ class EagerPipeline:
             settings: None for the defaults.
         """
         settings = settings or EagerSettings()
-        timings: dict[str, float] = {}
-        pixels = self._tensor(image)
+        prepared = image if isinstance(image, EagerImage) else self.prepare(image)
+        timings = {} if prepared is image else dict(prepared.timings)
+        latent, original = prepared.latent, prepared.features
         coarse = torch.from_numpy(probability).to(self._device)
-        with self._timed(timings, "vae_encoder"):
-            latent = self._encode(pixels)
-        with self._timed(timings, "image_encoder"):
-            original = self._features(pixels)
         with self._timed(timings, "text_encoder"):
             text = self._text(self._tensor(input_ids)[None])[0]
         with self._timed(timings, "unet"):
@@ -215,12 +249,13 @@ class EagerPipeline:
         return embedding
 
     def _encode(self, image: Tensor) -> Tensor:
-        posterior = self._vae.encode(2 * image[None] - 1).latent_dist
-        latent: Tensor = posterior.mode()[0] * self.source.vae_scaling_factor
-        return latent
+        encoded = self._vae_encoder.encode(2 * image[None] - 1)
+        # A distilled autoencoder gives its latents, the others a distribution of them.
+        latents: Tensor = encoded.latents if "latents" in encoded else encoded.latent_dist.mode()
+        return latents[0] * self.source.vae_encoder.scaling_factor
 
     def _decode(self, latent: Tensor) -> Tensor:
-        image: Tensor = self._vae.decode(latent[None] / self.source.vae_scaling_factor).sample[0]
+        image: Tensor = self._vae_decoder.decode(latent[None] / self.source.vae_decoder.scaling_factor).sample[0]
         return ((image + 1) / 2).clamp(0, 1)
 
     def _denoise(

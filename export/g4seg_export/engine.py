@@ -18,6 +18,7 @@ from tqdm import tqdm
 from g4seg_engine.build import check_output, network_record, record_file, staged_engine
 from g4seg_engine.compilation import Compiler
 from g4seg_engine.manifest import (
+    AutoencoderRecord,
     ImageEncoderRecord,
     InjectionRecord,
     Manifest,
@@ -51,6 +52,9 @@ def export_engine(
     image_encoder: str | None = None,
     dense_mode: str | None = None,
     revision: str | None = None,
+    vae_encoder: str | None = None,
+    vae_decoder: str | None = None,
+    square: int | None = None,
     half_weights: bool | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -72,6 +76,9 @@ def export_engine(
         image_encoder: hub id or folder of a CLIP vision model; None for the model's own, else CLIP ViT-B/16.
         dense_mode: "last", "maskclip" or "csa"; None for the model's own choice.
         revision: of a hub model.
+        vae_encoder: hub id, folder or "random:taesd": another autoencoder whose encoder to use; None for the model's.
+        vae_decoder: likewise for the decoder.
+        square: side of the model square in pixels, a multiple of 64; None for the model's own.
         half_weights: store the weights of "fp32" graphs as float16, computing in float32; None: as the source
             does, per network.
         overwrite: replace an engine that is already there, once the new one is complete.
@@ -110,7 +117,14 @@ def export_engine(
             raise ExportError(f"unknown {what} {value!r}: allowed are {', '.join(filter(None, allowed))}")
 
     check_output(output, overwrite=overwrite)  # a hub model may be gigabytes to fetch
-    source = load_source(model, image_encoder=image_encoder, revision=revision)
+    source = load_source(
+        model,
+        image_encoder=image_encoder,
+        revision=revision,
+        vae_encoder=vae_encoder,
+        vae_decoder=vae_decoder,
+        square=square,
+    )
     if check_recommended is not None:
         check_recommended(source.recommended)
     dense_mode = dense_mode or source.dense_mode
@@ -124,6 +138,8 @@ def export_engine(
         "--dense-mode": None if dense_mode == source.dense_mode else dense_mode,
         # The commit also where none was asked for: the default branch moves on.
         "--revision": source.revision or None,
+        **_autoencoder_options(source),
+        "--square": None if square is None else str(square),
         **(compiler.options if compiler is not None else {}),
     }
     with staged_engine(output, overwrite=overwrite) as staging:
@@ -143,6 +159,7 @@ def export_engine(
             dims=source.dims,
             injection=InjectionRecord("eq5", form, attention),
             image_encoder=ImageEncoderRecord(source.image_encoder.id, dense_mode),
+            autoencoder=_autoencoder_record(source),
             tokenizer=TokenizerRecord(
                 file=tokenizer.file,
                 sha256=tokenizer.sha256,
@@ -236,6 +253,18 @@ def _opset(precision: str, *, operator: bool) -> int:
 def _parity_batches(spec: NetworkSpec, square: int) -> tuple[int, ...]:
     large = square > _SMALL_SQUARE and spec.name in ("unet", "vae_decoder")
     return (1,) if spec.max_batch == 1 or large else (1, 2)
+
+
+def _autoencoder_record(source: Source) -> AutoencoderRecord:
+    encoder, decoder = (half.id if half.option else "" for half in (source.vae_encoder, source.vae_decoder))
+    return AutoencoderRecord(encoder, decoder)
+
+
+def _autoencoder_options(source: Source) -> dict[str, str | None]:
+    encoder, decoder = source.vae_encoder.option or None, source.vae_decoder.option or None
+    if encoder == decoder:
+        return {"--vae": encoder}
+    return {"--vae-encoder": encoder, "--vae-decoder": decoder}
 
 
 def _build_command(model: str, output: Path, options: dict[str, str | None]) -> str:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import transformers
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
+from diffusers import UNet2DConditionModel
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from g4seg_export.autoencoder import AutoencoderFolder
+from g4seg_export.checkpoint import find_weights, load_module, loading, quiet_libraries, read_json, stored_half
 from g4seg_export.errors import SourceError
 from g4seg_export.hub import Weights
-from g4seg_export.modules import TextModel, UnetModel, VaeModel, VisionModel
+from g4seg_export.modules import TextModel, UnetModel, VisionModel
 
 MODEL_WEIGHTS: Mapping[str, Weights] = {
     "unet": Weights("unet", "diffusion_pytorch_model", "diffusion_pytorch_model"),
@@ -66,6 +63,11 @@ class ModelFolder:
         root: the folder.
         name: what messages call it.
 
+    Attributes:
+        autoencoder: in vae/.
+        scheduler_config: of the scheduler.
+        extra: g4seg.json, or empty.
+
     Raises:
         SourceError: if a part is missing or the model is of another kind.
     """
@@ -74,23 +76,22 @@ class ModelFolder:
         self._root = root
         self._name = name
         self._configs = {part: self._config(part) for part in MODEL_WEIGHTS}
-        self.scheduler_config = _read_json(root / "scheduler" / "scheduler_config.json", name)
+        self.scheduler_config = read_json(root / "scheduler" / "scheduler_config.json", name)
         extra = root / "g4seg.json"
         self.extra: dict[str, Any] = _read_extra(extra, name) if extra.is_file() else {}
-        self._files = {part: _weight_files(weights, root, name) for part, weights in MODEL_WEIGHTS.items()}
+        own = {part: weights for part, weights in MODEL_WEIGHTS.items() if part != "vae"}
+        self._files = {part: find_weights(weights, root, name) for part, weights in own.items()}
+        self.autoencoder = AutoencoderFolder(root / "vae", f"{name}/vae")
         self._check_kind()
 
     @property
     def weight_files(self) -> Mapping[str, Path]:
+        """Of the UNet and the text encoder."""
         return {str(path.relative_to(self._root)): path for paths in self._files.values() for path in paths}
 
     @property
     def half(self) -> Mapping[str, bool]:
         return {part: stored_half(paths) for part, paths in self._files.items()}
-
-    @property
-    def vae_scaling_factor(self) -> float:
-        return float(self._configs["vae"].get("scaling_factor", 0.18215))
 
     @property
     def vocabulary(self) -> int:
@@ -99,12 +100,12 @@ class ModelFolder:
     @property
     def sizes(self) -> dict[str, int]:
         """The entries of ModelDims that do not depend on the image encoder."""
-        factor = 2 ** (len(self._configs["vae"]["block_out_channels"]) - 1)
+        factor = self.autoencoder.factors["vae_encoder"]
         text = self._configs["text_encoder"]
         return {
             "square": int(self.extra.get("square", self._configs["unet"]["sample_size"] * factor)),
             "latent_factor": factor,
-            "latent_channels": self._configs["vae"].get("latent_channels", 4),
+            "latent_channels": self.autoencoder.latent_channels,
             "text_length": text.get("max_position_embeddings", 77),
             "text_width": text.get("hidden_size", 512),
         }
@@ -128,7 +129,7 @@ class ModelFolder:
         folder = self._root / "tokenizer"
         if not folder.is_dir():
             raise SourceError(f"{self._name} has no tokenizer: expected tokenizer.json or tokenizer/")
-        with quiet_libraries(), _loading(self._name, "tokenizer"):
+        with quiet_libraries(), loading(self._name, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         data = tokenizer.backend_tokenizer.to_str().encode()
         ids = {key: given.get(key, getattr(tokenizer, f"{key}_token_id")) for key in ("bos", "eos", "pad")}
@@ -140,34 +141,29 @@ class ModelFolder:
     def load_unet(self) -> UnetModel:
         return self._load(UNet2DConditionModel.from_pretrained, "unet")
 
-    def load_vae(self) -> VaeModel:
-        return self._load(AutoencoderKL.from_pretrained, "vae")
-
     def load_text_encoder(self) -> TextModel:
         return self._load(CLIPTextModel.from_pretrained, "text_encoder")
 
     def _load(self, loader: Callable[..., Any], part: str) -> Any:
-        return _load(loader, self._root / part, f"{self._name}/{part}")
+        return load_module(loader, self._root / part, f"{self._name}/{part}")
 
     def _config(self, part: str) -> dict[str, Any]:
         if not (self._root / part).is_dir():
             expected = ", ".join(f"{name}/" for name in (*MODEL_WEIGHTS, "scheduler"))
             raise SourceError(f"{self._name} has no {part}/: a diffusers folder holds {expected}")
-        return _read_json(self._root / part / "config.json", self._name)
+        return read_json(self._root / part / "config.json", self._name)
 
     def _check_kind(self) -> None:
-        unet, vae, text = (self._configs[part] for part in ("unet", "vae", "text_encoder"))
-        if not isinstance(vae.get("block_out_channels"), list):
-            raise SourceError(f"{self._name}: vae/config.json has no block_out_channels")
+        unet, text = self._configs["unet"], self._configs["text_encoder"]
         kind = unet.get("_class_name", "UNet2DConditionModel")
         set_keys = [key for key in _OTHER_UNETS if unet.get(key) is not None]
         if kind != "UNet2DConditionModel" or set_keys:
             detail = f"its UNet is a {kind}" if not set_keys else f"its UNet sets {', '.join(set_keys)}"
             raise SourceError(f"{self._name} is not a Stable Diffusion 1 or 2 model: {detail}")
-        if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
+        if unet.get("in_channels", 4) != self.autoencoder.latent_channels:
             raise SourceError(
                 f"{self._name}: the UNet takes {unet.get('in_channels')} channels but the VAE's latents have "
-                f"{vae.get('latent_channels')} (inpainting and other conditioned models are not supported)"
+                f"{self.autoencoder.latent_channels} (inpainting and other conditioned models are not supported)"
             )
         if unet.get("cross_attention_dim") != text.get("hidden_size"):
             raise SourceError(
@@ -176,8 +172,6 @@ class ModelFolder:
             )
         if not isinstance(unet.get("sample_size"), int) and "square" not in self.extra:
             raise SourceError(f"{self._name}: unet/config.json has no square sample_size: give square in g4seg.json")
-        if vae.get("shift_factor") or vae.get("latents_mean"):
-            raise SourceError(f"{self._name}: VAEs with shifted latents are not supported")
 
 
 @dataclass(frozen=True)
@@ -214,18 +208,18 @@ class VisionFolder:
         return stored_half(self._files)
 
     def load(self) -> VisionModel:
-        return _load(CLIPVisionModelWithProjection.from_pretrained, self.folder, self.id)
+        return load_module(CLIPVisionModelWithProjection.from_pretrained, self.folder, self.id)
 
     @cached_property
     def _files(self) -> list[Path]:
-        return _weight_files(IMAGE_ENCODER_WEIGHTS, self.folder, self.id)
+        return find_weights(IMAGE_ENCODER_WEIGHTS, self.folder, self.id)
 
     @cached_property
     def _config(self) -> Any:
-        kind = _read_json(self.folder / "config.json", self.id).get("model_type")
+        kind = read_json(self.folder / "config.json", self.id).get("model_type")
         if kind not in ("clip", "clip_vision_model"):
             raise SourceError(f"image encoder {self.id} is a {kind!r} model: expected a CLIP vision model")
-        with quiet_libraries(), _loading(self.id, "config.json"):
+        with quiet_libraries(), loading(self.id, "config.json"):
             return CLIPVisionConfig.from_pretrained(self.folder, local_files_only=True)
 
 
@@ -250,73 +244,9 @@ def read_tokens(path: Path, name: str, ids: Mapping[str, int]) -> Tokens:
     return Tokens(data, known["bos"], known["eos"], known["pad"])
 
 
-def stored_half(files: list[Path]) -> bool:
-    """Whether most of the floating-point tensors in these safetensors files are float16."""
-    counts = {"F16": 0, "other": 0}
-    for path in files:
-        if path.suffix != ".safetensors":
-            return False
-        try:
-            with safe_open(path, "pt") as handle:
-                for key in handle.keys():  # noqa: SIM118 - the handle is no mapping
-                    dtype = handle.get_slice(key).get_dtype()
-                    if dtype.startswith(("F", "BF")):
-                        counts["F16" if dtype == "F16" else "other"] += 1
-        except SafetensorError as error:
-            raise SourceError(f"{path.parent.name}/{path.name} is truncated or not a safetensors file") from error
-    return counts["F16"] > counts["other"]
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Loading a checkpoint without the libraries' remarks and progress bars; what matters is checked here."""
-    diffusers_logs: Any = diffusers.utils.logging
-    transformers_logs: Any = transformers.utils.logging
-    levels = diffusers_logs.get_verbosity(), transformers_logs.get_verbosity()
-    bars = transformers_logs.is_progress_bar_enabled()
-    for logs in (diffusers_logs, transformers_logs):
-        logs.set_verbosity_error()
-    transformers_logs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logs.set_verbosity(levels[0])
-        transformers_logs.set_verbosity(levels[1])
-        if bars:
-            transformers_logs.enable_progress_bar()
-
-
-@contextmanager
-def _loading(name: str, what: str) -> Iterator[None]:
-    """Turns what the loaders raise on broken files into one line."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise SourceError(f"{name}: cannot load {what}: {reason[0]}") from error
-
-
-def _load(loader: Callable[..., Any], folder: Path, name: str) -> Any:
-    with quiet_libraries(), _loading(name, "the weights"):
-        module, info = loader(folder, local_files_only=True, output_loading_info=True)
-    missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
-    if missing:
-        # The loaders fill such weights at random and go on.
-        raise SourceError(f"{name}: the weights lack {len(missing)} tensors, the first is {missing[0]}")
-    return module.float().eval()
-
-
-def _weight_files(weights: Weights, root: Path, name: str) -> list[Path]:
-    files = weights.files(root)
-    if not files:
-        where = f"{weights.folder}/" if weights.folder else ""
-        raise SourceError(f"{name} has no weights {where}{weights.safetensors}.safetensors (or {weights.binary}.bin)")
-    return files
-
-
 def _read_extra(path: Path, name: str) -> dict[str, Any]:
     """g4seg.json, whose keys people write by hand."""
-    extra = _read_json(path, name)
+    extra = read_json(path, name)
     for key, kind, expected in (
         ("square", int, "an integer"),
         ("tokens", dict, "an object of ids"),
@@ -328,15 +258,3 @@ def _read_extra(path: Path, name: str) -> dict[str, Any]:
         if key not in ("bos", "eos", "pad") or type(value) is not int:
             raise SourceError(f"{name}: g4seg.json: tokens has {key!r}: {value!r}, expected ids of bos, eos and pad")
     return extra
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SourceError(f"{name} has no {path.parent.name}/{path.name}") from error
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{name}: {path.parent.name}/{path.name} cannot be read as JSON") from error
-    if not isinstance(data, dict):
-        raise SourceError(f"{name}: {path.parent.name}/{path.name} does not hold a JSON object")
-    return data

@@ -95,6 +95,9 @@ def check_fp16_range(
     image_encoder: str | None = None,
     dense_mode: str | None = None,
     revision: str | None = None,
+    vae_encoder: str | None = None,
+    vae_decoder: str | None = None,
+    square: int | None = None,
     progress: bool = True,
 ) -> RangeReport:
     """Run a model in float32 on images, as a refinement would, and note every tensor's largest magnitude.
@@ -103,19 +106,29 @@ def check_fp16_range(
     strengths are those that the model recommends. One network is in memory at a time.
 
     Args:
-        model: as for `export_engine`; so are form, image_encoder, dense_mode and revision.
+        model: as for `export_engine`; so are all options but the last.
         images: a picture, or a folder of pictures of which the first MOST_IMAGES are taken.
         form: "folded" or "dense".
         image_encoder: hub id or folder, or None.
         dense_mode: or None for the model's own choice.
         revision: of a hub model.
+        vae_encoder: hub id, folder or "random:taesd", or None.
+        vae_decoder: likewise.
+        square: in pixels, or None for the model's own.
         progress: show a progress bar on stderr.
 
     Raises:
         SourceError: if the model cannot be found, loaded or used.
         ExportError: if there are no images or one cannot be read, or a value is not finite in float32 already.
     """
-    source = load_source(model, image_encoder=image_encoder, revision=revision)
+    source = load_source(
+        model,
+        image_encoder=image_encoder,
+        revision=revision,
+        vae_encoder=vae_encoder,
+        vae_decoder=vae_decoder,
+        square=square,
+    )
     pictures = [_read_image(path, source.dims.square) for path in _find_images(images)]
     values = [{**_inputs(source, index), "image": picture} for index, picture in enumerate(pictures)]
     ranges = {}

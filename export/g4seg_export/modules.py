@@ -15,7 +15,7 @@ UnetModel: TypeAlias = Any
 """diffusers.UNet2DConditionModel"""
 
 VaeModel: TypeAlias = Any
-"""diffusers.AutoencoderKL"""
+"""diffusers.AutoencoderKL or AutoencoderTiny"""
 
 TextModel: TypeAlias = Any
 """transformers.CLIPTextModel"""

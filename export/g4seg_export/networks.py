@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,18 +41,23 @@ class TextEncoder(Network):
 
 
 class VaeEncoder(Network):
-    """An image to its clean latent: the posterior's mean, not a sample, times the scaling factor."""
+    """An image to its clean latent, times the scaling factor.
+
+    Of an AutoencoderKL it is the posterior's mean, not a sample; an AutoencoderTiny has no posterior.
+    """
 
     def __init__(self, vae: VaeModel, scaling_factor: float) -> None:
         super().__init__()
         self.vae = vae
         self.scaling_factor = scaling_factor
+        self.tiny = isinstance(vae, AutoencoderTiny)
 
     def forward(self, image: Tensor) -> Tensor:
         """image float [B,3,H,H] in [0,1] -> latent float [B,Z,h,h]."""
         pixels = (image.float() * 2.0 - 1.0).to(self.compute)
-        mean: Tensor = self.vae.encode(pixels).latent_dist.mean
-        return (mean.float() * self.scaling_factor).to(self.io)
+        encoded = self.vae.encode(pixels)
+        latent: Tensor = encoded.latents if self.tiny else encoded.latent_dist.mean
+        return (latent.float() * self.scaling_factor).to(self.io)
 
 
 class VaeDecoder(Network):
@@ -154,9 +160,9 @@ def load_network(
     if name == "text_encoder":
         yield TextEncoder(source.load_text_encoder()).eval()
     elif name == "vae_encoder":
-        yield VaeEncoder(source.load_vae(), source.vae_scaling_factor).eval()
+        yield VaeEncoder(source.vae_encoder.load(), source.vae_encoder.scaling_factor).eval()
     elif name == "vae_decoder":
-        yield VaeDecoder(source.load_vae(), source.vae_scaling_factor).eval()
+        yield VaeDecoder(source.vae_decoder.load(), source.vae_decoder.scaling_factor).eval()
     elif name == "image_encoder":
         yield ImageEncoder(source.load_image_encoder(), source.dims.square, dense_mode).eval()
     else:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from g4seg_engine.manifest import file_sha256
 from g4seg_engine.records import PREDICTION_TYPES
 from g4seg_engine.spec import ModelDims
 from g4seg_export import architectures
+from g4seg_export.autoencoder import AutoencoderSource, RandomAutoencoder, choose_halves
 from g4seg_export.errors import SourceError
 from g4seg_export.folder import (
     IMAGE_ENCODER_FILES,
@@ -38,7 +39,7 @@ from g4seg_export.folder import (
 )
 from g4seg_export.hub import fetch_snapshot
 from g4seg_export.image_encoder import DENSE_MODES, encoder_grid
-from g4seg_export.modules import TextModel, UnetModel, VaeModel, VisionModel
+from g4seg_export.modules import TextModel, UnetModel, VisionModel
 
 DEFAULT_IMAGE_ENCODER = "openai/clip-vit-base-patch16"
 RANDOM_IMAGE_ENCODER = "random:vit-b16"
@@ -53,6 +54,10 @@ PAPER_SETTINGS: Mapping[str, Any] = {
     "emi_self": 0.3,
     "emi_cross": 1.0,
 }
+
+# The UNet halves its latents three times, and the VAE the image as often.
+SQUARE_STEP = 64
+SMALLEST_SQUARE = 128
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _RANDOM_NOTE = "random weights: for checks of speed and memory, the pictures mean nothing"
@@ -95,18 +100,20 @@ class Source:
         id: hub id, folder name, "tiny" or "random:NAME".
         revision: the commit of a hub model, else "".
         licence: as the model states it, else "unknown".
-        weight_files: names in the model, with their paths; none for random weights.
+        weight_files: of UNet and text encoder: names in the model, with their paths; none for random weights.
         prediction_type: "epsilon" or "v_prediction".
-        vae_scaling_factor: latent = posterior mean x this.
+        vae_scaling_factor: of the model's own autoencoder: latent = posterior mean x this.
         alphas_cumprod: float64 [T], alpha-bar per timestep.
         dims: the sizes of the engine.
         tokens: the tokenizer file and its special ids.
         vocabulary: token ids that the text encoder takes are below this.
+        vae_encoder: the autoencoder whose encoder is used.
+        vae_decoder: the autoencoder whose decoder is used; the same object where it is the same one.
         image_encoder: the source of the image encoder.
         dense_mode: the model's own choice of dense mode.
         recommended: refine settings for the manifest.
         note: a line printed on use, or "".
-        half: for "unet", "vae" and "text_encoder", whether the weights are stored in half precision.
+        half: for "unet" and "text_encoder", whether the weights are stored in half precision.
     """
 
     id: str
@@ -119,31 +126,48 @@ class Source:
     dims: ModelDims
     tokens: Tokens
     vocabulary: int
+    vae_encoder: AutoencoderSource
+    vae_decoder: AutoencoderSource
     image_encoder: ImageEncoderSource
     dense_mode: str
     recommended: Mapping[str, Any]
     note: str
     half: Mapping[str, bool]
     load_unet: Callable[[], UnetModel]
-    load_vae: Callable[[], VaeModel]
     load_text_encoder: Callable[[], TextModel]
 
     def load_image_encoder(self) -> VisionModel:
         return self.image_encoder.load()
 
     def weight_hashes(self) -> dict[str, str]:
-        """The sha256 of every weight file, by its name in the model; reads them all."""
+        """The sha256 of every weight file, by its name in the model; reads them all.
+
+        Those of other autoencoders than the model's own are under vae_encoder/ and vae_decoder/.
+        """
         files = {**self.weight_files, **self.image_encoder.weight_files}
+        for network, autoencoder in (("vae_encoder", self.vae_encoder), ("vae_decoder", self.vae_decoder)):
+            folder = network if autoencoder.option else "vae"
+            files |= {f"{folder}/{name}": path for name, path in autoencoder.weight_files.items()}
         return {name: file_sha256(path) for name, path in sorted(files.items())}
 
     def stored_half(self, network: str) -> bool:
         """Whether the weights of one of the engine's five networks are stored in half precision."""
         if network == "image_encoder":
             return self.image_encoder.half
-        return self.half.get("vae" if network.startswith("vae_") else network, False)
+        if network in ("vae_encoder", "vae_decoder"):
+            return (self.vae_encoder if network == "vae_encoder" else self.vae_decoder).half
+        return self.half.get(network, False)
 
 
-def load_source(model: str, *, image_encoder: str | None = None, revision: str | None = None) -> Source:
+def load_source(
+    model: str,
+    *,
+    image_encoder: str | None = None,
+    revision: str | None = None,
+    vae_encoder: str | None = None,
+    vae_decoder: str | None = None,
+    square: int | None = None,
+) -> Source:
     """Find a model and read its configuration; its weights are loaded later.
 
     Args:
@@ -151,10 +175,28 @@ def load_source(model: str, *, image_encoder: str | None = None, revision: str |
         image_encoder: hub id or folder of a CLIP vision model, or "random:vit-b16"; None for the model's own,
             else CLIP ViT-B/16.
         revision: branch, tag or commit of a hub model.
+        vae_encoder: another autoencoder whose encoder to use: hub id (OWNER/NAME, or OWNER/NAME@REVISION), folder or
+            "random:taesd"; None for the model's own.
+        vae_decoder: likewise for the decoder.
+        square: side of the model square in pixels; None for the model's own.
 
     Raises:
-        SourceError: if it cannot be found, lacks a part, or is of a kind that is not supported.
+        SourceError: if it cannot be found, lacks a part, or is of a kind that is not supported; or for a square that
+            the networks cannot take.
     """
+    if square is not None and (square < SMALLEST_SQUARE or square % SQUARE_STEP):
+        raise SourceError(f"square {square}: expected a multiple of {SQUARE_STEP} from {SMALLEST_SQUARE} on")
+    source = _find_source(model, image_encoder, revision)
+    first, second = choose_halves(source.vae_encoder, source.id, vae_encoder, vae_decoder)
+    source = replace(source, vae_encoder=first, vae_decoder=second)
+    if square is None:
+        return source
+    # No network's weights depend on it: all are convolutions, or interpolate their positions.
+    grid = encoder_grid(square, source.image_encoder.patch)
+    return replace(source, dims=replace(source.dims, square=square, grid=grid))
+
+
+def _find_source(model: str, image_encoder: str | None, revision: str | None) -> Source:
     if revision is not None and (model == "tiny" or model.startswith("random:") or Path(model).is_dir()):
         raise SourceError(f"--revision belongs to hub models, and {model!r} is not one")
     if model.startswith("random:"):
@@ -195,18 +237,19 @@ def _folder_source(root: Path, name: str, revision: str, image_encoder: str | No
         licence=folder.licence,
         weight_files=folder.weight_files,
         prediction_type=prediction_type,
-        vae_scaling_factor=folder.vae_scaling_factor,
+        vae_scaling_factor=folder.autoencoder.scaling_factor,
         alphas_cumprod=alphas_cumprod(scheduler),
         dims=_with_features(folder.sizes, vision),
         tokens=folder.tokens,
         vocabulary=folder.vocabulary,
+        vae_encoder=folder.autoencoder,
+        vae_decoder=folder.autoencoder,
         image_encoder=vision,
         dense_mode=dense_mode,
         recommended=dict(extra.get("recommended", PAPER_SETTINGS)),
         note=str(extra.get("note", "")),
         half=folder.half,
         load_unet=folder.load_unet,
-        load_vae=folder.load_vae,
         load_text_encoder=folder.load_text_encoder,
     )
 
@@ -219,6 +262,7 @@ def _random_source(model: str, image_encoder: str | None) -> Source:
     tokenizer = TINY_WEIGHTS / "tokenizer.json"
     if not tokenizer.is_file():
         raise SourceError(f"{model} needs the tiny model's tokenizer: use a clone of the repository")
+    autoencoder = RandomAutoencoder(f"{model}/vae", "", architectures.VAE["scaling_factor"], architectures.random_vae)
     ids = {name: architectures.TEXT[f"{name}_token_id"] for name in ("bos", "eos", "pad")}
     sizes = {
         "square": kind.square,
@@ -233,18 +277,19 @@ def _random_source(model: str, image_encoder: str | None) -> Source:
         licence="Apache-2.0",
         weight_files={},
         prediction_type=kind.prediction_type,
-        vae_scaling_factor=architectures.VAE["scaling_factor"],
+        vae_scaling_factor=autoencoder.scaling_factor,
         alphas_cumprod=alphas_cumprod(architectures.SCHEDULER),
         dims=_with_features(sizes, vision),
         tokens=read_tokens(tokenizer, model, ids),
         vocabulary=architectures.TEXT["vocab_size"],
+        vae_encoder=autoencoder,
+        vae_decoder=autoencoder,
         image_encoder=vision,
         dense_mode=DEFAULT_DENSE_MODE,
         recommended=dict(PAPER_SETTINGS),
         note=_RANDOM_NOTE,
         half={},
         load_unet=lambda: architectures.random_unet(square=kind.square, upcast_attention=kind.upcast_attention),
-        load_vae=architectures.random_vae,
         load_text_encoder=architectures.random_text_encoder,
     )
 

@@ -68,6 +68,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="CLIP vision model for matching (default: the model's own choice)",
     )
     add("--dense-mode", choices=("last", "maskclip", "csa"), help="how it gives features for every position")
+    add(
+        "--vae",
+        metavar="SOURCE",
+        help="another autoencoder in place of the model's, such as a distilled one for the same latents: a hub id "
+        "(OWNER/NAME or OWNER/NAME@REVISION), a local folder, or random:taesd",
+    )
+    add("--vae-encoder", metavar="SOURCE", help="only its encoder, which turns images into latents (default: --vae)")
+    add("--vae-decoder", metavar="SOURCE", help="only its decoder, which turns latents into images (default: --vae)")
+    add(
+        "--square",
+        type=int,
+        metavar="N",
+        help="side of the square in which the model works, in pixels, a multiple of 64 (default: the model's own)",
+    )
     add("--revision", metavar="REV", help="revision of a hub model; the manifest pins the commit")
     add("--overwrite", action="store_true", help="replace an engine directory that is there")
     add(
@@ -112,9 +126,15 @@ def execute(_parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         if output.resolve() in (place.resolve(), *place.resolve().parents):
             raise OutputError(f"cannot write {place}: it lies in the engine directory; choose another place")
     compiler = _compiler(arguments, output)
+    if arguments.backend == "openvino":
+        from g4seg_engine.runner import check_backend
+
+        check_backend("openvino", "cpu")  # before an export that takes minutes
     start = perf_counter()
     ranges = None if arguments.check_fp16_range is None else _check_range(arguments, output)
     manifest = _export(arguments, output, compiler)
+    if arguments.backend == "openvino":
+        _get_ready(output, manifest)
     elapsed = perf_counter() - start
     if arguments.json is not None:
         report = _report(arguments, manifest, elapsed)
@@ -166,6 +186,16 @@ def _compiler(arguments: argparse.Namespace, output: Path) -> TensorRTCompiler |
     return TensorRTCompiler(**named, earlier=output)
 
 
+def _get_ready(output: Path, manifest: Manifest) -> None:
+    """Open every network once with OpenVINO, so that what it keeps for its next start is there."""
+    from tqdm import tqdm
+
+    from g4seg_engine.runner import open_runner
+
+    for name in tqdm(manifest.networks, unit="network", desc="openvino"):
+        open_runner(output, name, "openvino", manifest=manifest).close()
+
+
 def _export(arguments: argparse.Namespace, output: Path, compiler: TensorRTCompiler | None) -> Manifest:
     # Imported here: a runtime installation never needs it, and --help need not wait for numpy.
     from g4seg_export.engine import export_engine
@@ -187,6 +217,9 @@ def _export(arguments: argparse.Namespace, output: Path, compiler: TensorRTCompi
         image_encoder=arguments.image_encoder,
         dense_mode=arguments.dense_mode,
         revision=arguments.revision,
+        vae_encoder=arguments.vae_encoder or arguments.vae,
+        vae_decoder=arguments.vae_decoder or arguments.vae,
+        square=arguments.square,
         overwrite=arguments.overwrite,
         check_recommended=check_recommended,
         compiler=compiler,
@@ -208,6 +241,9 @@ def _check_range(arguments: argparse.Namespace, output: Path) -> RangeReport:
         image_encoder=arguments.image_encoder,
         dense_mode=arguments.dense_mode,
         revision=arguments.revision,
+        vae_encoder=arguments.vae_encoder or arguments.vae,
+        vae_decoder=arguments.vae_decoder or arguments.vae,
+        square=arguments.square,
     )
     if arguments.json != STDOUT:
         for name, network in ranges.networks.items():

@@ -34,6 +34,8 @@ def inspection_lines(engine: str, inspection: Inspection) -> list[str]:
     lines += _artefact_lines(inspection.manifest.artefacts, inspection.fits)
     files = tuple(dict.fromkeys(inspection.manifest.files()))
     lines.append(f"size: {_megabytes(total_bytes(files))} MB in {len(files)} files")
+    for backend, size in inspection.cache.items():
+        lines.append(f"cache of {backend}, safe to delete: {_megabytes(size)} MB")
     lines.append(f"build command: {inspection.manifest.build_command}")
     if inspection.problem is None:
         hashes = "all hashes agree" if inspection.verified else "so do the hashes of files up to 64 MB"
@@ -100,6 +102,10 @@ def _manifest_lines(manifest: Manifest) -> Iterator[str]:
     yield f"square: {dims.square} x {dims.square} pixels, grid: {dims.grid} x {dims.grid} positions"
     yield f"mask injection: {manifest.injection.mode}, {manifest.injection.form}"
     yield f"image encoder: {manifest.image_encoder.id}, {manifest.image_encoder.dense_mode}"
+    replaced = manifest.autoencoder
+    if replaced.encoder or replaced.decoder:
+        own = "the model's own"
+        yield f"autoencoder: encoder {replaced.encoder or own}, decoder {replaced.decoder or own}"
     yield f"inputs and outputs: {manifest.io_dtype}"
     yield f"recommended: {_pairs(manifest.recommended) or 'nothing of its own'}"
     if manifest.note:

@@ -10,13 +10,12 @@ from importlib import metadata
 from typing import Any
 
 from g4seg_engine.version import VERSION
-from g4seg_trt.backends import BACKENDS
 from g4seg_trt.cli.common import say
 from g4seg_trt.cli.options import given_settings
 from g4seg_trt.config import RefineConfig, resolve_config
 from g4seg_trt.refiner import Refiner, engine_directory
 
-_PACKAGES = ("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "torch")
+_PACKAGES = ("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
 
 
 def open_refiner(arguments: argparse.Namespace) -> tuple[Refiner, RefineConfig]:
@@ -33,6 +32,9 @@ def open_refiner(arguments: argparse.Namespace) -> tuple[Refiner, RefineConfig]:
         device=arguments.device,
         batch_size=arguments.batch_size,
         threads=arguments.threads,
+        compute_precision=arguments.compute_precision,
+        low_memory=arguments.low_memory,
+        cache=not arguments.no_cache,
         verify=arguments.verify,
     )
     config = resolve_config(settings, preset=arguments.preset, recommended=refiner.manifest.recommended)
@@ -40,7 +42,9 @@ def open_refiner(arguments: argparse.Namespace) -> tuple[Refiner, RefineConfig]:
 
 
 def say_note(refiner: Refiner) -> None:
-    """The engine's own remark, if it has one, as one line on stderr."""
+    """What was chosen for the user, and the engine's own remark, if it has one: a line each on stderr."""
+    if refiner.execution.reason:
+        say(f"backend: {refiner.execution} ({refiner.execution.reason})")
     if refiner.manifest.note:
         say(f"note: {refiner.manifest.note}")
 
@@ -57,8 +61,9 @@ def run_facts(arguments: argparse.Namespace, refiner: Refiner, config: RefineCon
             "revision": manifest.model.revision,
             "manifest_sha256": hashlib.sha256(manifest_file.read_bytes()).hexdigest(),
         },
-        "backend": arguments.backend,
-        "device": arguments.device or BACKENDS[arguments.backend][0],
+        "backend": refiner.execution.backend,
+        "device": refiner.execution.device,
+        "compute_precision": refiner.execution.compute_precision,
         "batch_size": refiner.batch_size,
         "threads": arguments.threads,
         "config": config.to_mapping(),

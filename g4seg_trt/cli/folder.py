@@ -127,6 +127,8 @@ def _settings(facts: dict[str, Any], rule: BackgroundRule) -> dict[str, Any]:
     return {
         "version": facts["version"],
         "engine manifest sha256": facts["engine"]["manifest_sha256"],
+        "backend": facts["backend"],
+        "compute precision": facts["compute_precision"],
         "background": str(rule),
         **facts["config"],
     }

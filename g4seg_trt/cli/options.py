@@ -7,8 +7,11 @@ from typing import Any
 
 from g4seg_trt.config import PRESETS, RESOLUTIONS
 
-BACKENDS = ("onnxruntime", "tensorrt")
+BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 """Backends that an engine can run on."""
+
+AUTO = "auto"
+"""The fastest of them that is installed and accurate enough."""
 
 SETTINGS = ("timestep", "beta", "certainty_filter", "emi_self", "emi_cross", "seed", "soften", "resolution", "radius")
 """The fields of RefineConfig that have an option of the same name."""
@@ -86,9 +89,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--engine", required=True, metavar="DIR|tiny", help="an engine directory, or the embedded engine tiny")
     add(
         "--backend",
-        choices=BACKENDS,
+        choices=(AUTO, *BACKENDS),
         default="onnxruntime",
-        help="what runs the networks (default: %(default)s)",
+        help="what runs the networks; auto takes the fastest that is installed and accurate enough, and says why "
+        "(default: %(default)s)",
     )
     add("--device", metavar="cpu|cuda", help="where they run (default: cpu with onnxruntime, cuda with tensorrt)")
     add(
@@ -98,6 +102,17 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="masks in one run of the networks (default: 1 on a CPU, the largest that was built on a GPU)",
     )
     add("--threads", type=int, default=None, metavar="N", help="CPU threads (default: all)")
+    add(
+        "--compute-precision",
+        choices=("fp32", "bf16"),
+        help="what openvino computes in (default: bf16 if the processor has instructions for it, else fp32)",
+    )
+    add("--low-memory", action="store_true", help="keep one network in memory at a time (on a CPU): slower, smaller")
+    add(
+        "--no-cache",
+        action="store_true",
+        help="do not keep what makes the next start shorter in the engine directory, nor use what is there",
+    )
     add("--verify", action="store_true", help="check every hash of the engine, also of large files")
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from g4seg_engine.cache import cache_bytes
 from g4seg_engine.codec import to_json
 from g4seg_engine.errors import EngineError
 from g4seg_engine.manifest import check_engine, read_manifest
@@ -25,6 +26,7 @@ class Inspection:
         fits: whether each of the manifest's artefacts runs here, in their order.
         found: file -> bytes of what lies in the directory itself; empty if it cannot be read.
         verified: whether every hash was asked for, not only those of files up to 64 MB.
+        cache: bytes of what backends keep there for their next start, by backend.
         problem: the error of opening the directory, which ends with the command that builds it again; or None.
     """
 
@@ -32,6 +34,7 @@ class Inspection:
     fits: tuple[Fit, ...]
     found: Mapping[str, int]
     verified: bool
+    cache: Mapping[str, int]
     problem: EngineError | None
 
     def to_mapping(self) -> dict[str, Any]:
@@ -40,6 +43,7 @@ class Inspection:
             "verified": self.verified,
             "problem": None if self.problem is None else str(self.problem),
             "found": dict(self.found),
+            "cache": dict(self.cache),
             "contents": None if self.manifest is None else _contents(self.manifest, self.fits),
         }
 
@@ -55,7 +59,7 @@ def inspect_engine(directory: Path, *, verify: bool = False) -> Inspection:
     try:
         manifest = read_manifest(directory)
     except EngineError as error:
-        return Inspection(None, (), found, verify, error)
+        return Inspection(None, (), found, verify, {}, error)
     problem = None
     try:
         check_engine(directory, manifest, every_hash=verify)
@@ -63,7 +67,7 @@ def inspect_engine(directory: Path, *, verify: bool = False) -> Inspection:
         problem = error
     gpus, versions = (read_gpus(), package_versions()) if manifest.artefacts else (Gpus(), {})
     fits = tuple(artefact_fit(manifest, artefact, gpus, versions) for artefact in manifest.artefacts)
-    return Inspection(manifest, fits, found, verify, problem)
+    return Inspection(manifest, fits, found, verify, cache_bytes(directory), problem)
 
 
 def total_bytes(files: Iterable[FileRecord]) -> int:
@@ -116,6 +120,7 @@ def _contents(manifest: Manifest, fits: tuple[Fit, ...]) -> dict[str, Any]:
         "io_dtype": manifest.io_dtype,
         "injection": to_json(manifest.injection),
         "image_encoder": to_json(manifest.image_encoder),
+        "autoencoder": to_json(manifest.autoencoder),
         "networks": networks,
         "recommended": to_json(manifest.recommended),
         "artefacts": artefacts,

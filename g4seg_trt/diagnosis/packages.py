@@ -14,6 +14,7 @@ DISTRIBUTIONS: Mapping[str, Sequence[str]] = {
     "tokenizers": ("tokenizers",),
     "onnxruntime": ("onnxruntime",),
     "onnxruntime-gpu": ("onnxruntime-gpu",),
+    "openvino": ("openvino",),
     "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
     "polygraphy": ("polygraphy",),
     "torch": ("torch",),

@@ -15,8 +15,8 @@ from g4seg_trt.diagnosis.gpu import read_gpus
 from g4seg_trt.diagnosis.packages import extra_requirements, installed_version, is_older, package_problems
 from g4seg_trt.errors import G4SegError
 
-CPU_EXTRA, GPU_EXTRA, TENSORRT_EXTRA, EXPORT_EXTRA = (
-    f"pip install 'g4seg-trt[{extra}]'" for extra in ("cpu", "gpu", "tensorrt", "export")
+CPU_EXTRA, OPENVINO_EXTRA, GPU_EXTRA, TENSORRT_EXTRA, EXPORT_EXTRA = (
+    f"pip install 'g4seg-trt[{extra}]'" for extra in ("cpu", "openvino", "gpu", "tensorrt", "export")
 )
 
 _SIDE = 64
@@ -118,7 +118,7 @@ def _run(backend: str, device: str, facts: dict[str, Any]) -> None:
         _try_export()
         return
     if device == "cpu":
-        require(backend, CPU_EXTRA)
+        require(backend, OPENVINO_EXTRA if backend == "openvino" else CPU_EXTRA)
         refine_sample(backend, device)
         return
     if backend != "torch":

@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 # Named here again: g4seg_trt.backends needs numpy, and the doctor must also speak where numpy is broken.
-BACKENDS: tuple[tuple[str, str], ...] = (("onnxruntime", "cpu"), ("onnxruntime", "cuda"), ("tensorrt", "cuda"))
+BACKENDS: tuple[tuple[str, str], ...] = (
+    ("onnxruntime", "cpu"),
+    ("openvino", "cpu"),
+    ("onnxruntime", "cuda"),
+    ("tensorrt", "cuda"),
+)
 """(backend, device) on which an engine can run."""
 
 TORCH = ("torch", "cuda")

@@ -47,7 +47,8 @@ def test_options_reach_the_export(
         [
             *("--model", "random:sd21", "--output", str(tmp_path / "out"), "--form", "dense"),
             *("--image-encoder", "some/clip", "--dense-mode", "csa", "--revision", "abc", "--overwrite"),
-            *("--precision", "fp16", "--io", "float16", "--attention", "operator"),
+            *("--precision", "fp16", "--io", "float16", "--attention", "operator", "--square", "384"),
+            *("--vae", "random:taesd", "--vae-encoder", "some/vae"),
         ]
     )
     assert code == 0
@@ -68,6 +69,9 @@ def test_options_reach_the_export(
             "image_encoder": "some/clip",
             "dense_mode": "csa",
             "revision": "abc",
+            "vae_encoder": "some/vae",
+            "vae_decoder": "random:taesd",
+            "square": 384,
             "overwrite": True,
             "compiler": None,
         }
@@ -190,9 +194,17 @@ def test_the_range_check_warns_and_goes_on(
 
     monkeypatch.setattr(fp16_range, "check_fp16_range", check)
     target = str(tmp_path / "report.json")
-    options = ["--form", "dense", "--check-fp16-range", "photos", "--json", target]
+    options = ["--form", "dense", "--check-fp16-range", "photos", "--json", target, "--vae", "random:taesd"]
     assert main(["--model", "tiny", "--output", str(tmp_path / "out"), *options]) == 0
-    expected = {"form": "dense", "image_encoder": None, "dense_mode": None, "revision": None}
+    expected = {
+        "form": "dense",
+        "image_encoder": None,
+        "dense_mode": None,
+        "revision": None,
+        "vae_encoder": "random:taesd",
+        "vae_decoder": "random:taesd",
+        "square": None,
+    }
     assert asked == [("tiny", Path("photos"), expected)]
     assert len(calls) == 1
     captured = capsys.readouterr()

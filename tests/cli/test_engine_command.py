@@ -110,7 +110,7 @@ def test_the_report_holds_the_same_for_programs(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "model: tiny" in done.stdout
     report = json.loads(target.read_text("utf-8"))
-    assert set(report) == {"command", "version", "engine", "verified", "problem", "found", "contents"}
+    assert set(report) == {"command", "version", "engine", "verified", "problem", "found", "cache", "contents"}
     assert (report["command"], report["version"], report["engine"]) == ("g4seg-engine inspect", VERSION, "tiny")
     assert (report["problem"], report["verified"]) == (None, False)
     manifest = read_manifest(engine_directory("tiny"))
@@ -263,3 +263,13 @@ def test_plans_of_a_backend_that_does_not_exist_do_not_fit(tiny: Path) -> None:
     artefact = replace(add_plans(tiny), backend="abacus")
     fit = artefact_fit(read_manifest(tiny), artefact, Gpus((DEVICE,)), {"tensorrt": TENSORRT})
     assert fit.reasons == ("g4seg-trt has no backend abacus",)
+
+
+def test_what_backends_keep_is_counted(tiny: Path, engine_here: Run) -> None:
+    for entry, size in (("openvino-unet-1", 2_000_000), ("openvino-text_encoder-2", 3_000_000), (".killed.1.a", 9)):
+        (tiny / "cache" / entry).mkdir(parents=True)
+        (tiny / "cache" / entry / "model.bin").write_bytes(bytes(size))
+    done = engine_here("inspect", tiny, "--json", tiny.parent / "report.json")
+    assert "cache of openvino, safe to delete: 5.0 MB\n" in done.stdout
+    assert json.loads((tiny.parent / "report.json").read_text("utf-8"))["cache"] == {"openvino": 5_000_000}
+    assert "files: all are there" in done.stdout

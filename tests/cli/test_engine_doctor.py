@@ -84,14 +84,14 @@ def test_the_text_can_be_pasted_into_a_bug_report(diagnosis: tuple[dict[str, Any
         assert name not in json.dumps(report)
 
 
-def blocked(folder: Path, package: str, statement: str) -> dict[str, str]:
-    """The environment in which importing a package executes a statement, here and in every process from here."""
+def blocked(folder: Path, packages: tuple[str, ...], statement: str) -> dict[str, str]:
+    """The environment in which importing one of the packages executes a statement, in every process from here."""
     hook = f"""
 import sys
 
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name == {package!r}:
+        if name in {packages!r}:
             {statement}
 
 sys.meta_path.insert(0, Block())
@@ -102,11 +102,14 @@ sys.meta_path.insert(0, Block())
 
 
 def test_without_any_backend_the_doctor_says_what_to_install(tmp_path: Path) -> None:
-    missing = blocked(tmp_path / "hook", "onnxruntime", "raise ModuleNotFoundError('gone', name=name)")
+    missing = blocked(tmp_path / "hook", ("onnxruntime", "openvino"), "raise ModuleNotFoundError('gone', name=name)")
     done = process("doctor", **missing)
     assert done.returncode == 1
     reason = "does not work: onnxruntime is not installed; pip install 'g4seg-trt[cpu]'\n"
     assert f"onnxruntime on cpu: {reason}" in done.stdout
+    assert (
+        "openvino on cpu: does not work: openvino is not installed; pip install 'g4seg-trt[openvino]'\n" in done.stdout
+    )
     assert f"g4seg-build-engines: {reason}" in done.stdout
     assert done.stderr == ("g4seg-engine: error: no backend works here; for a start: pip install 'g4seg-trt[cpu]'\n")
     assert "Traceback" not in done.stdout
@@ -125,7 +128,7 @@ def test_without_any_backend_the_doctor_says_what_to_install(tmp_path: Path) -> 
 def test_a_broken_onnxruntime_is_a_fact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, words: str
 ) -> None:
-    for name, value in blocked(tmp_path / "hook", "onnxruntime", statement).items():
+    for name, value in blocked(tmp_path / "hook", ("onnxruntime",), statement).items():
         monkeypatch.setenv(name, value)
     outcome = trials.try_out("onnxruntime", "cpu")
     assert not outcome.works
@@ -135,7 +138,7 @@ def test_a_broken_onnxruntime_is_a_fact(
 
 
 def test_a_trial_that_hangs_is_a_fact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in blocked(tmp_path / "hook", "onnxruntime", "import time; time.sleep(600)").items():
+    for name, value in blocked(tmp_path / "hook", ("onnxruntime",), "import time; time.sleep(600)").items():
         monkeypatch.setenv(name, value)
     outcome = trials.try_out("onnxruntime", "cpu", time_limit=2)
     assert not outcome.works
@@ -143,7 +146,7 @@ def test_a_trial_that_hangs_is_a_fact(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_missing_numpy_does_not_stop_the_doctor(tmp_path: Path) -> None:
-    missing = blocked(tmp_path / "hook", "numpy", "raise ModuleNotFoundError('No module named numpy', name=name)")
+    missing = blocked(tmp_path / "hook", ("numpy",), "raise ModuleNotFoundError('No module named numpy', name=name)")
     done = process("doctor", "--json", "-", **missing)
     assert done.returncode == 1
     report = json.loads(done.stdout)

@@ -17,6 +17,7 @@ from g4seg_engine.manifest import (
     MANIFEST_FILE,
     SCHEMA,
     ArtefactRecord,
+    AutoencoderRecord,
     FileRecord,
     ImageEncoderRecord,
     InjectionRecord,
@@ -94,6 +95,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         tokenizer=TokenizerRecord(draw(names), draw(hashes), draw(sizes), *(draw(sizes) for _ in range(3))),
         networks=networks,
         build_command=draw(texts.filter(str.strip)),
+        autoencoder=AutoencoderRecord(draw(texts), draw(texts)),
         recommended=draw(plain),
         note=draw(texts),
         artefacts=tuple(draw(st.lists(artefacts, max_size=2))),
@@ -110,6 +112,20 @@ def test_a_manifest_survives_writing_and_reading(manifest: Manifest) -> None:
         assert read_manifest(name) == manifest
         write_manifest(name, read_manifest(name))
         assert (Path(name) / MANIFEST_FILE).read_bytes() == first
+
+
+def test_the_autoencoder_is_in_the_file_only_where_it_is_not_the_models_own(engine: Path) -> None:
+    """So that engines from before it could be replaced stay readable, byte for byte."""
+    manifest = read_manifest(engine)
+    assert manifest.autoencoder == AutoencoderRecord("", "")
+    before = (engine / MANIFEST_FILE).read_bytes()
+    assert b"autoencoder" not in before
+    write_manifest(engine, manifest)
+    assert (engine / MANIFEST_FILE).read_bytes() == before
+    write_manifest(engine, replace(manifest, autoencoder=AutoencoderRecord(decoder="owner/taesd@0123")))
+    data = json.loads((engine / MANIFEST_FILE).read_text())
+    assert data["autoencoder"] == {"encoder": "", "decoder": "owner/taesd@0123"}
+    assert read_manifest(engine).autoencoder.decoder == "owner/taesd@0123"
 
 
 def test_the_file_is_sorted_ascii(engine: Path) -> None:
@@ -179,6 +195,8 @@ def test_every_missing_key_is_named(engine: Path) -> None:
         (("dims", "square"), True, "manifest.json.dims.square is True"),
         (("dims", "square"), 66, "not a multiple"),
         (("prediction_type",), "sample", "epsilon or v_prediction"),
+        (("autoencoder",), {"encoder": "taesd"}, "autoencoder: decoder is missing"),
+        (("autoencoder",), "taesd", "autoencoder is 'taesd', expected an object"),
         (("injection", "form"), "loose", "folded or dense"),
         (("injection", "attention"), "fused", "products or operator"),
         (("networks", "unet", "files"), [], "expected the graph"),

@@ -131,7 +131,7 @@ def test_output_arrays_follow_the_spec() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("unet", "openvino"), "unknown backend 'openvino': choose from onnxruntime"),
+        (("unet", "tensorrt"), "unknown backend 'tensorrt': choose from onnxruntime, openvino"),
         (("unet", "onnxruntime", "cuda"), "backend onnxruntime has no device 'cuda': choose from cpu"),
         (("vae",), "unknown network 'vae': this engine has .*unet"),
     ],

@@ -9,12 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from g4seg_engine.manifest import read_manifest
 from g4seg_engine.spec import ModelDims
 from g4seg_trt.chain import ClassMask, HostChain
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.correspondence.reference import nearest_positions_reference
 from g4seg_trt.errors import ConfigError, EngineError
 from g4seg_trt.injection import seeded_noise
+from g4seg_trt.refiner import EMBEDDED
+from g4seg_trt.timing import Timings
 from g4seg_trt.update import in_filter
 
 Floats = npt.NDArray[np.float32]
@@ -31,7 +34,7 @@ def pair(chain: HostChain, seed: int) -> ClassMask:
     token_mask[4 : 5 + seed % 3] = 1
     return ClassMask(
         chain.encode_image(image(seed, dims)),
-        chain.encode_text(generator.integers(0, 900, dims.text_length)),
+        chain.encode_text(generator.integers(0, 900, dims.text_length), Timings()),
         token_mask,
         (generator.random((1, dims.latent_size, dims.latent_size)) > 0.5).astype(np.float32),
         generator.random((dims.square, dims.square), dtype=np.float32),
@@ -59,7 +62,7 @@ def test_the_steps_of_one_pair(runners: Any, dims: ModelDims) -> None:
     pooled = one.probability.reshape(dims.grid, cell, dims.grid, cell).mean(axis=(1, 3), dtype=np.float64)
     expected = 0.7 * pooled.reshape(-1) + 0.3 * pooled.reshape(-1)[indices]
     assert np.abs((pooled + refined.residual).reshape(-1) - expected).max() < 1e-6
-    assert set(refined.timings) == {"unet", "vae_decoder", "image_encoder", "correspondence", "update"}
+    assert set(refined.timings) == {"opening", "unet", "vae_decoder", "image_encoder", "correspondence", "update"}
 
 
 @pytest.mark.parametrize("certainty_filter", [(0.2, 0.6), (0.0, 0.0), None])
@@ -83,7 +86,7 @@ def test_at_pixel_resolution_only_the_pixels_asked_for_are_searched(
     changed = np.where(searched, np.float32(0.3) * (flat[refined.indices] - flat), 0)
     assert refined.residual.shape == size
     assert np.abs(refined.residual.reshape(-1) - changed).max() < 1e-6
-    assert set(refined.timings) == {"unet", "vae_decoder", "image_encoder", "correspondence", "update"}
+    assert set(refined.timings) == {"opening", "unet", "vae_decoder", "image_encoder", "correspondence", "update"}
 
 
 @pytest.mark.parametrize("resolution", ["grid", "pixel"])
@@ -139,9 +142,9 @@ def test_batches_of_the_wrong_size(count: int, runners: Any, dims: ModelDims) ->
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 65, 1.0, True, "2"])
-def test_batch_sizes_that_the_networks_do_not_take(batch_size: Any, runners: Any, dims: ModelDims) -> None:
+def test_batch_sizes_that_the_networks_do_not_take(batch_size: Any) -> None:
     with pytest.raises(ConfigError, match=r"batch size is .*from 1 to 64"):
-        HostChain(runners, dims, batch_size=batch_size)
+        HostChain.open(EMBEDDED["tiny"], read_manifest(EMBEDDED["tiny"]), batch_size=batch_size)
 
 
 @pytest.mark.parametrize("network", ["vae_encoder", "unet", "vae_decoder", "image_encoder"])

@@ -19,6 +19,7 @@ from g4seg_trt.config import RefineConfig
 from g4seg_trt.errors import ConfigError, EngineError
 from g4seg_trt.injection import seeded_noise
 from g4seg_trt.refiner import EMBEDDED
+from g4seg_trt.timing import Timings
 from g4seg_trt.torch_chain import TorchChain
 
 TINY = EMBEDDED["tiny"]
@@ -49,7 +50,7 @@ def pair(chain: Any, seed: int, searched: bool = False) -> ClassMask:
     side = (DIMS.square, DIMS.square)
     return ClassMask(
         chain.encode_image(smooth),
-        chain.encode_text(generator.integers(0, 300, DIMS.text_length)),
+        chain.encode_text(generator.integers(0, 300, DIMS.text_length), Timings()),
         token_mask,
         (generator.random((1, DIMS.latent_size, DIMS.latent_size)) > 0.5).astype(np.float32),
         generator.random(side, dtype=np.float32),
