@@ -4,9 +4,36 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 _MADV_DONTNEED = 4
+_INTERVAL = 0.1
+"""Seconds between two times; a page given back too early comes from the file again."""
+
+
+@contextmanager
+def dropping_pages(folder: Path) -> Iterator[None]:
+    """Give back the memory of the mapped files in `folder` again and again while the block runs, and once after it.
+
+    A library that reads weights once, to pack them, then never holds all of them twice.
+    """
+    done = Event()
+
+    def drop() -> None:
+        while not done.wait(_INTERVAL):
+            drop_pages(folder)
+
+    thread = Thread(target=drop, name="g4seg-drop", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        drop_pages(folder)
 
 
 def drop_pages(folder: Path) -> int:

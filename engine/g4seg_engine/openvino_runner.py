@@ -19,7 +19,7 @@ import numpy as np
 
 from g4seg_engine.cache import Keep
 from g4seg_engine.errors import EngineError, EngineMismatchError, MissingExtraError
-from g4seg_engine.mapped_files import drop_pages
+from g4seg_engine.mapped_files import dropping_pages
 from g4seg_engine.openvino_norms import norm_by_channel
 from g4seg_engine.processor import has_bfloat16, usable_cpus
 from g4seg_engine.runner import Array, check_inputs
@@ -116,13 +116,13 @@ class OpenVinoRunner:
             entry = self._entry(batch)
             source = entry / MODEL_FILE if entry is not None else self._path
             try:
-                compiled = self._compile(batch, entry)
+                # Packed for the processor, the weights are read no more.
+                with dropping_pages(source.parent):
+                    compiled = self._compile(batch, entry)
                 self._requests[batch] = compiled.create_infer_request()
             except _ERRORS as error:
                 version = self._openvino.__version__
                 raise EngineError(f"OpenVINO {version} cannot open {source}: {last_line(error)}") from error
-            # Packed for the processor, the weights are read no more.
-            drop_pages(source.parent)
         return self._requests[batch]
 
     def _entry(self, batch: int) -> Path | None:

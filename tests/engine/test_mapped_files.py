@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import mmap
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from g4seg_engine.mapped_files import drop_pages
+from g4seg_engine.mapped_files import drop_pages, dropping_pages
 
 MEGABYTE = 2**20
 
@@ -44,3 +45,22 @@ def test_pages_are_given_back_and_come_again(tmp_path: Path) -> None:
 
 def test_nothing_is_mapped(tmp_path: Path) -> None:
     assert drop_pages(tmp_path) == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_pages_are_given_back_while_a_block_runs(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(8 * MEGABYTE))
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        with dropping_pages(tmp_path):
+            assert sum(mapped[:: mmap.PAGESIZE]) == 0
+            for _ in range(100):
+                if resident(path) == 0:
+                    break
+                time.sleep(0.05)
+            assert resident(path) == 0
+            assert mapped[5 * MEGABYTE] == 0
+        assert resident(path) == 0
+        with pytest.raises(KeyError), dropping_pages(tmp_path):
+            raise KeyError("what the block raises is passed on")
