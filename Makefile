@@ -1,4 +1,4 @@
-# make demo | make test | make check | make gpu. Stamps in .venv remember what is installed; touching pyproject.toml or
+# make demo | make test | make check | make bench | make gpu. Stamps in .venv remember what is installed; touching pyproject.toml or
 # constraints.txt installs again.
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ DEMO := g4seg_trt/assets/demo
 DEMO_OUTPUT := demo-output
 DEMO_CLASS := cross
 
-.PHONY: demo test check gpu format clean
+.PHONY: demo test check bench gpu format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.created:
@@ -42,6 +42,10 @@ demo: $(VENV)/.cpu
 
 test: $(VENV)/.dev $(VENV)/.tensorrt-api
 	$(BIN)/python -m pytest
+
+# Every benchmark that this machine can run; ARGS="--small" takes minutes, all of it an hour.
+bench: $(VENV)/.dev
+	$(BIN)/python -m g4seg_bench.everything $(ARGS)
 
 # On a machine with a GPU, with the Python that has torch (and TensorRT, onnxruntime-gpu) there: installs nothing.
 # ARGS: options of the benchmark, such as "--only chain --results DIR".

@@ -109,7 +109,7 @@ def compare(
 
     manifest = load_engine(engine)
     task = Task.of(manifest)
-    prepared = Prepared.of(task, task.target, PromptEncoder.of_engine(engine, manifest), manifest.dims)
+    prepared = Prepared.of(task, 0, PromptEncoder.of_engine(engine, manifest), manifest.dims)
     source = load_source(model)
     name = torch.cuda.get_device_name()
     floor = next((ms for part, ms in ROOFLINE.items() if part in name), None)

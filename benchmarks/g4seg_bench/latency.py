@@ -1,187 +1,193 @@
-"""Seconds and memory of one refinement, against eager PyTorch: ``python -m g4seg_bench.latency --engine DIR``.
+"""Seconds and memory of a refinement: an engine on its backends, and PyTorch, in turns.
 
-Both sides refine the same mask in turns in one process, after one refinement each that does not count, on the same
-number of threads. The peak memory of each side is that of a process of its own that refines once.
+All sides refine the same masks of the same image in one process, one after the other, round by round; the first rounds
+do not count. Nothing is kept between runs. Memory and cold starts have processes of their own, see `cold`.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
+import gc
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from statistics import median
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from g4seg_bench.options import count
-from g4seg_bench.processes import available_mb, run_measured
-from g4seg_bench.record import write_record
-from g4seg_bench.sides import REST, STAGES, TOTAL, BaselineSide, EngineSide, Outcome, Side, Task, difference
-from g4seg_engine.errors import G4SegError
-from g4seg_engine.manifest import Manifest, load_engine
-from g4seg_trt.cli.common import DONE, new_parser, run, say
-from g4seg_trt.refiner import engine_directory
+from g4seg_bench.assembly import Figures, Turns, assemble, stage_work
+from g4seg_bench.baseline import baseline_source
+from g4seg_bench.calibration import Calibration
+from g4seg_bench.ceilings import measure_ceilings
+from g4seg_bench.choices import BaselineChoice, Choice
+from g4seg_bench.cold import STARTS, cold_starts, side_memory
+from g4seg_bench.memory import check_memory, weights_mb
+from g4seg_bench.plans import Plan, Setup
+from g4seg_bench.processes import available_mb
+from g4seg_bench.scaling import Axis, axes_of, measure_scaling, steps
+from g4seg_bench.sides import TOTAL, Outcome, Side, Task
+from g4seg_engine.errors import G4SegError, MissingExtraError
 
-ENGINE, BASELINE = "engine", "baseline"
-NONE = "none"
+Found = TypeVar("Found")
+
+WAITED = 0.01
+"""Waiting for networks to be opened is worth a note from this share of a run on."""
 
 
-def take_turns(sides: Mapping[str, Side], task: Task, runs: int) -> tuple[dict[str, list[dict[str, float]]], list[Any]]:
-    """Warm each side up once, then refine with one after the other, `runs` times.
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        setup: what the sides share.
+        choices: the sides in the order of their turns; the first baseline, or else the first side, is what the others
+            are compared with.
+        warmup: rounds that do not count, 1 or more.
+        runs: rounds that do.
+        axes: of the scaling, by name.
+        counts: of classes, and batch sizes, for the scaling.
+        scaling_runs: of each of its points.
+        memory: whether to measure the peak memory of each side.
+        cold_start: whether to measure starts.
+        ceilings: whether to measure what the machine can do at best.
+    """
+
+    setup: Setup
+    choices: tuple[Choice, ...]
+    warmup: int
+    runs: int
+    axes: tuple[str, ...]
+    counts: tuple[int, ...]
+    scaling_runs: int
+    memory: bool
+    cold_start: bool
+    ceilings: bool
+
+
+def measure(request: Request) -> dict[str, Any]:
+    """Measure everything that was asked for.
 
     Returns:
-        Seconds of the runs by side, and the warm-ups' outcomes in the order of the sides.
+        The record without "benchmark" and "environment".
+
+    Raises:
+        G4SegError: if a side cannot be opened here, or there is not enough memory: before anything is measured, where
+            that can be known.
     """
-    outcomes: list[Outcome] = []
+    setup = request.setup
+    plans = setup.plans(request.choices)
+    engines = [plan for plan in plans if not plan.is_baseline]
+    task = Task.of(setup.manifest, setup.classes)
+    for chosen in request.choices:
+        if isinstance(chosen, BaselineChoice):
+            baseline_source(chosen, setup.manifest, setup.model, setup.vae)
+            task.eager_settings()
+    least = {plan.name: _least_mb(setup, plan) for plan in plans}
+    for name, needed in least.items():
+        check_memory({name: needed}, _available(plans[0]))
+    memory = _each(plans, 1, "memory", lambda plan, _: side_memory(setup, plan)) if request.memory else {}
+    starts = (
+        _each(engines, STARTS, "starts", lambda plan, done: cold_starts(setup, plan, done))
+        if request.cold_start
+        else {}
+    )
+    figures = Figures(memory=memory, starts=starts)
+    if request.ceilings:
+        figures.ceilings = _unless_missing(lambda: measure_ceilings(_kind(plans[0]), setup.threads), figures.notes)
+        figures.work = _unless_missing(lambda: stage_work(setup), figures.notes)
+    held = {plan.name: memory[plan.name][0] if _on_cpu(plan) and memory else least[plan.name] for plan in plans}
+    check_memory(held, _available(plans[0]))
+    with ExitStack() as stack:
+        # Engines first: what is wrong with one is known before a baseline takes its time to load.
+        order = [*engines, *(plan for plan in plans if plan.is_baseline)]
+        opened = {plan.name: stack.enter_context(closing(setup.open(plan))) for plan in order}
+        turns = take_turns({plan.name: opened[plan.name] for plan in plans}, task, request.warmup, request.runs)
+    gc.collect()
+    for name, seconds in turns.opening.items():
+        if seconds > WAITED * min(one[TOTAL] for one in turns.seconds[name]):
+            figures.notes.append(f"{name}: up to {seconds:.3f} s of the rest are waiting for networks to be opened")
+    if request.axes:
+        axes = axes_of(request.axes, request.counts, setup, engines)
+        try:
+            figures.scaling = _scaling(setup, engines, axes, request.scaling_runs)
+        except G4SegError as error:
+            # What was measured before is worth a record.
+            figures.notes.append(f"no scaling: {error}")
+    return assemble(setup, plans, turns, task, figures, warmup=request.warmup)
+
+
+def take_turns(sides: Mapping[str, Side], task: Task, warmup: int, runs: int) -> Turns:
+    """Refine with one side after the other, round by round, and look at the machine before each round and after all.
+
+    Args:
+        sides: opened, by name.
+        task: for all of them.
+        warmup: rounds that do not count, 1 or more.
+        runs: rounds that do.
+    """
+    outcomes: dict[str, Outcome] = {}
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    with tqdm(total=len(sides) * (runs + 1), desc="refine", file=sys.stderr) as bar:
-        for number in range(runs + 1):
+    opening = dict.fromkeys(sides, 0.0)
+    calibration = Calibration()
+    with tqdm(total=len(sides) * (warmup + runs), desc="refine", file=sys.stderr) as bar:
+        for turn in range(warmup + runs):
+            if turn >= warmup:
+                calibration.measure()
             for name, side in sides.items():
-                outcome = side.refine(task, number)
-                if number == 0:
-                    outcomes.append(outcome)
-                else:
+                outcome = side.refine(task, turn * task.classes)
+                outcomes.setdefault(name, outcome)
+                if turn >= warmup:
                     seconds[name].append(outcome.seconds)
+                    opening[name] = max(opening[name], outcome.opening)
                 bar.update()
-    return seconds, outcomes
+    calibration.measure()
+    return Turns(seconds, outcomes, opening, calibration.drift)
 
 
-def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The median of every stage."""
-    return {stage: round(median(one[stage] for one in runs), 6) for stage in (*STAGES, REST, TOTAL)}
+def _each(
+    plans: Sequence[Plan], processes: int, what: str, one: Callable[[Plan, Callable[[], object]], Found]
+) -> dict[str, Found]:
+    with tqdm(total=len(plans) * processes, desc=what, file=sys.stderr) as bar:
+        found = {}
+        for plan in plans:
+            found[plan.name] = one(plan, bar.update)
+            if processes == 1:
+                bar.update()
+    return found
 
 
-def ratios(seconds: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
-    """Baseline over engine, of each pair of neighbouring runs, and the median of that."""
-    both = zip(seconds[ENGINE], seconds[BASELINE], strict=True)
-    pairs = [round(baseline[TOTAL] / engine[TOTAL], 4) for engine, baseline in both]
-    return {"pairs": pairs, "median": round(median(pairs), 4)}
+def _scaling(setup: Setup, engines: Sequence[Plan], axes: Sequence[Axis], runs: int) -> dict[str, Any]:
+    with tqdm(total=steps(axes, len(engines), runs), desc="scaling", file=sys.stderr) as bar:
+        return measure_scaling(setup, engines, axes, runs, bar.update)
 
 
-def check_memory(peaks: Mapping[str, float], available: float | None) -> None:
-    """Raise G4SegError if the sides' peaks together are more than what is available (None: unknown), all in MB."""
-    needed = sum(peaks.values())
-    if available is not None and needed > available:
-        raise G4SegError(
-            f"both sides at once may need {needed:.0f} MB and {available:.0f} MB are available: "
-            f"make room, or measure the engine alone with --baseline {NONE}"
-        )
+def _unless_missing(make: Callable[[], Found], notes: list[str]) -> Found | None:
+    """What needs a package that is not installed is left out of the record, which says so."""
+    try:
+        return make()
+    except MissingExtraError as error:
+        notes.append(f"no ceilings: {error}")
+        return None
 
 
-def table(record: Mapping[str, Any]) -> str:
-    """Markdown: a row per stage, median seconds of each side, and peak memory."""
-    found: Mapping[str, Mapping[str, float]] = record["median_seconds"]
-    ratio = "ratio" in record
-    rows = [["stage", *(f"{name}, s" for name in found), *(["baseline / engine"] if ratio else [])]]
-    rows.append(["---"] * len(rows[0]))
-    for stage in (*STAGES, REST, TOTAL):
-        row = [stage, *(f"{one[stage]:.3f}" for one in found.values())]
-        if ratio:
-            engine, baseline = found[ENGINE][stage], found[BASELINE][stage]
-            quotient = record["ratio"]["median"] if stage == TOTAL else baseline / engine if engine else 0.0
-            row.append(f"{quotient:.2f}" if quotient else "")
-        rows.append(row)
-    rows.append(["peak memory, MB", *(f"{record['peak_mb'][name]:.0f}" for name in found), *([""] if ratio else [])])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def _least_mb(setup: Setup, plan: Plan) -> float:
+    """What a side takes at the very least: its weights. An autoencoder of another size is not taken into account."""
+    return weights_mb(setup.manifest, plan.precision, one_network=setup.low_memory and not plan.is_baseline)
 
 
-def tell(record: Mapping[str, Any]) -> None:
-    """Print the record."""
-    print(
-        f"{record['model']}, {record['square']} px, {record['threads']} threads, median of {record['runs']} runs"
-        + (" in turns" if record["baseline"] else "")
-    )
-    print("\n" + table(record))
-    if "ratio" in record:
-        pairs = ", ".join(f"{pair:.2f}" for pair in record["ratio"]["pairs"])
-        print(f"\nbaseline / engine, pair by pair: {pairs}; median {record['ratio']['median']:.2f}")
-    if "difference" in record:
-        found = record["difference"]
-        print(
-            f"engine against baseline: denoised latent {found['denoised_relative']:.1e} (relative), probabilities at "
-            f"most {found['probability_max']:.1e}; of {found['matches']} matches {found['matches_differing']} differ, "
-            f"{found['clear_matches_differing']} where the best stands out"
-        )
+def _available(plan: Plan) -> float | None:
+    """Free memory where a side runs, in MB."""
+    if _on_cpu(plan):
+        return available_mb()
+    import torch
+
+    free: int = torch.cuda.mem_get_info(plan.device)[0]
+    return free / 1e6
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
-    return run(_parser(), _execute, argv)
+def _on_cpu(plan: Plan) -> bool:
+    return plan.device == "cpu"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = new_parser("python -m g4seg_bench.latency", "Seconds and memory of one refinement.")
-    add = parser.add_argument
-    add("--engine", required=True, metavar="DIR|tiny", help="engine directory, or tiny")
-    add(
-        "--baseline",
-        required=True,
-        metavar=f"MODEL|{NONE}",
-        help="the model that the engine was made from, to run in eager PyTorch (as --model of g4seg-build-engines)",
-    )
-    add("--runs", type=count, default=3, help="refinements of each side (default: %(default)s)")
-    add("--threads", type=count, default=_cores(), help="CPU threads of each side (default: all, %(default)s)")
-    add("--json", type=Path, metavar="FILE", help="write the record to this file")
-    add("--alone", choices=(ENGINE, BASELINE), help="only refine once with this side, to look at its process")
-    return parser
-
-
-def _execute(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    directory = engine_directory(options.engine)
-    manifest = load_engine(directory)
-    task = Task.of(manifest)
-    if options.alone is not None:
-        if options.alone == BASELINE and options.baseline == NONE:
-            parser.error(f"--alone {BASELINE} needs a --baseline")
-        _side(options.alone, options, directory, manifest).refine(task, 0)
-        return DONE
-    names = (ENGINE,) if options.baseline == NONE else (ENGINE, BASELINE)
-    if options.baseline not in (NONE, manifest.model.id):
-        say(f"note: the engine says it was made from {manifest.model.id}, the baseline is {options.baseline}")
-    peaks = {name: run_measured(_alone(name, options)).peak_mb for name in names}
-    check_memory(peaks, available_mb())
-    sides = {name: _side(name, options, directory, manifest) for name in names}
-    seconds, outcomes = take_turns(sides, task, options.runs)
-    record: dict[str, Any] = {
-        "model": manifest.model.id,
-        "baseline": None if options.baseline == NONE else options.baseline,
-        "square": manifest.dims.square,
-        "form": manifest.injection.form,
-        "config": task.config.to_mapping(),
-        "threads": options.threads,
-        "runs": options.runs,
-        "seconds": seconds,
-        "median_seconds": {name: medians(runs) for name, runs in seconds.items()},
-        "peak_mb": peaks,
-    }
-    if len(names) > 1:
-        record["ratio"] = ratios(seconds)
-        record["difference"] = difference(*outcomes)
-    tell(record)
-    if options.json is not None:
-        write_record(options.json, "latency", record)
-    return DONE
-
-
-def _side(name: str, options: argparse.Namespace, directory: Path, manifest: Manifest) -> Side:
-    if name == ENGINE:
-        return EngineSide(directory, options.threads)
-    return BaselineSide(options.baseline, directory, manifest, options.threads)
-
-
-def _alone(name: str, options: argparse.Namespace) -> list[str]:
-    command = [sys.executable, "-m", "g4seg_bench.latency", "--engine", options.engine, "--baseline", options.baseline]
-    return [*command, "--threads", str(options.threads), "--alone", name]
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _kind(plan: Plan) -> str:
+    return plan.device.partition(":")[0]

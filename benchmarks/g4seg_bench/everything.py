@@ -1,0 +1,151 @@
+"""Every benchmark that this machine can run, one after the other: ``make bench``.
+
+What it cannot run is named with the reason. Records go to benchmarks/results, from which the README's tables are made
+(``python -m g4seg_bench.readme``). At true size an engine is built first, unless one is given: half an hour in all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+from g4seg_bench.options import count
+from g4seg_bench.processes import available_mb
+from g4seg_engine.cuda_device import driver_cuda
+from g4seg_engine.processor import has_bfloat16
+from g4seg_trt.cli.common import DONE, SOME_FAILED, new_parser, run, say
+
+MODEL = "random:sd21-base"
+TRUE_SIZE_MB = 18_000
+"""Free memory for the sides of the comparison at true size."""
+
+
+_BUILD = "import sys; from g4seg_trt.cli.build_engines import main; sys.exit(main())"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One benchmark.
+
+    Attributes:
+        name: of its record, without the ending.
+        arguments: of Python.
+        unable: why this machine cannot run it, or "".
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    unable: str = ""
+
+
+def small_steps(results: Path) -> Iterator[Step]:
+    """What needs no engine but the embedded one."""
+    without_openvino = "" if find_spec("openvino") else "openvino is not installed: pip install 'g4seg-trt[openvino]'"
+    for name in ("commands", "folder", "correspondence", "quality"):
+        yield Step(name, ("-m", f"g4seg_bench.{name}", "--json", str(results / f"{name}.json")))
+    yield Step("accuracy", _module("accuracy", results, "--sides", ",".join(_sides())), without_openvino)
+    no_nncf = without_openvino or ("" if find_spec("nncf") else "nncf is not installed: pip install nncf")
+    yield Step("int8_tiny", _module("int8", results, "--engine", "tiny", record="int8_tiny"), no_nncf)
+    no_gpu = "" if driver_cuda() is not None else "no NVIDIA driver was found"
+    yield Step("gpu", ("-m", "g4seg_bench.gpu", "--results", str(results)), no_gpu)
+
+
+def true_size_steps(results: Path, engine: Path, tiny_vae: Path, runs: int) -> Iterator[Step]:
+    """What needs engines of MODEL, with its own autoencoder and with a tiny one."""
+    available = available_mb()
+    unable = ""
+    if available is not None and available < TRUE_SIZE_MB:
+        unable = f"{available:.0f} MB of memory are free, {TRUE_SIZE_MB} are needed"
+    sides = [argument for side in _sides() for argument in ("--backend", side)]
+    common = (*sides, "--runs", str(runs), "--memory")
+    yield from _build("engine", engine, unable)
+    yield Step("latency_sd21-base", _latency(results, "latency_sd21-base", engine, *common, "--cold-start"), unable)
+    fastest = ("--backend", _sides()[-1], "--baseline", "none")
+    scaling = ("--classes", "1,2,4,8", "--scaling", "classes,batch,threads", "--runs", str(runs))
+    yield Step("scaling_sd21-base", _latency(results, "scaling_sd21-base", engine, *fastest, *scaling), unable)
+    small = (*fastest, "--low-memory", "--memory", "--runs", "1", "--no-ceilings")
+    yield Step("low_memory_sd21-base", _latency(results, "low_memory_sd21-base", engine, *small), unable)
+    vae = _module("vae_layouts", results, "--engine", str(engine), "--runs", str(runs))
+    yield Step("vae_layouts", vae, unable)
+    yield from _build("engine_taesd", tiny_vae, unable, "--vae", "random:taesd")
+    both = ("--baseline", "eager:own-vae", "--baseline", "eager", "--runs", str(runs), "--memory")
+    own = _latency(results, "latency_sd21-base_taesd", tiny_vae, *sides, *both)
+    yield Step("latency_sd21-base_taesd", own, unable)
+
+
+def _sides() -> tuple[str, ...]:
+    """Every backend and precision of this processor, the fastest last."""
+    found = ["onnxruntime"]
+    if find_spec("openvino"):
+        found += ["openvino:fp32", *(["openvino:bf16"] if has_bfloat16() else [])]
+    return tuple(found)
+
+
+def _module(name: str, results: Path, *arguments: str, record: str = "") -> tuple[str, ...]:
+    return ("-m", f"g4seg_bench.{name}", *arguments, "--json", str(results / f"{record or name}.json"))
+
+
+def _latency(results: Path, record: str, engine: Path, *arguments: str) -> tuple[str, ...]:
+    return ("-m", "g4seg_bench", "--engine", str(engine), *arguments, "--json", str(results / f"{record}.json"))
+
+
+def _build(name: str, engine: Path, unable: str, *arguments: str) -> Iterator[Step]:
+    if not engine.exists():
+        yield Step(name, ("-c", _BUILD, "--model", MODEL, "--output", str(engine), *arguments), unable)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmarks; returns the exit code: SOME_FAILED if one failed."""
+    return run(_parser(), _execute, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = new_parser("make bench ARGS=...", "Every benchmark that this machine can run.")
+    add = parser.add_argument
+    add("--results", type=Path, default=Path("benchmarks/results"), metavar="DIR", help="where the records go")
+    add("--engines", type=Path, metavar="DIR", help="keep the engines of true size there, and use those that are there")
+    add("--runs", type=count, default=3, help="of each side at true size (default: %(default)s)")
+    add("--only", action="append", metavar="NAME", help="this benchmark, and others named so (default: all)")
+    add("--small", action="store_true", help="only those with the embedded engine: some ten minutes")
+    return parser
+
+
+def _execute(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    with TemporaryDirectory(prefix="g4seg-bench-") as temporary:
+        engines: Path = options.engines or Path(temporary)
+        engines.mkdir(parents=True, exist_ok=True)
+        steps = list(small_steps(options.results))
+        if not options.small:
+            steps += true_size_steps(options.results, engines / "sd21", engines / "sd21-taesd", options.runs)
+        names = [step.name for step in steps]
+        if unknown := [name for name in options.only or () if name not in names]:
+            parser.error(f"--only {unknown[0]}: choose from {', '.join(names)}")
+        chosen = [step for step in steps if options.only is None or step.name in options.only]
+        failed = [step.name for step in chosen if not _run(step)]
+    for name in failed:
+        say(f"failed: {name}, see above")
+    return SOME_FAILED if failed else DONE
+
+
+def _run(step: Step) -> bool:
+    """Whether it did not fail."""
+    if step.unable:
+        say(f"not run: {step.name}: {step.unable}")
+        return True
+    say(f"== {step.name}: python {shlex.join(step.arguments)}")
+    start = perf_counter()
+    code = subprocess.run([sys.executable, *step.arguments], check=False).returncode
+    say(f"== {step.name}: {perf_counter() - start:.0f} s")
+    return code == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
