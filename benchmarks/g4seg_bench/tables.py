@@ -229,6 +229,7 @@ def overview_table(records: Sequence[LatencyRecord]) -> Table:
                 (
                     record.file,
                     plain(record.engine.get("model", "")),
+                    f"{plain(record.engine.get('square', '?'))} px",
                     side.name,
                     side.precision,
                     seconds(total.median),
@@ -237,7 +238,17 @@ def overview_table(records: Sequence[LatencyRecord]) -> Table:
                     "no" if record.unsafe is not None else "yes",
                 )
             )
-    head = ("record", "model", "side", "precision", "total, s", "masks a second", "times faster", "safe to compare")
+    head = (
+        "record",
+        "model",
+        "square",
+        "side",
+        "precision",
+        "total, s",
+        "masks a second",
+        "times faster",
+        "safe to compare",
+    )
     return Table("Overview", head, tuple(rows))
 
 

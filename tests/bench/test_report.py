@@ -193,7 +193,7 @@ def test_files_are_written_and_hold_all_records(tmp_path: Path, capsys: pytest.C
     assert html.count('class="unsafe"') == 1
     assert "Unsafe to compare: eager spreads by 12 %" in shown.text
     overview = [row for row in cells(text) if row[0] in ("safe.json", "doubtful.json")]
-    assert [(row[0], row[2], row[-1]) for row in overview[2:4]] == [
+    assert [(row[0], row[3], row[-1]) for row in overview[2:4]] == [
         ("safe.json", "eager", "yes"),
         ("doubtful.json", "openvino bf16", "no"),
     ]
