@@ -41,7 +41,7 @@ demo: $(VENV)/.cpu
 		--overlay $(DEMO_OUTPUT)/overlay.png
 
 test: $(VENV)/.dev $(VENV)/.tensorrt-api
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Every benchmark that this machine can run; ARGS="--small" takes minutes, all of it an hour.
 bench: $(VENV)/.dev

@@ -21,7 +21,7 @@ h2 { margin-top: 3rem; border-top: 2px solid #ddd; padding-top: 1rem; overflow-w
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: break-word; }
 .facts td { text-align: left; }
 tr:hover td { background: #f4f7fa; }
 figure { margin: 1.5rem 0; }

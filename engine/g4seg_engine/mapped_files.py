@@ -47,10 +47,12 @@ def drop_pages(folder: Path) -> int:
     advise = ctypes.CDLL(None, use_errno=True).madvise
     advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     prefix, given = f"{folder.resolve()}/", 0
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        fields = line.split(maxsplit=5)
-        # Pages that were written to would be lost.
-        if len(fields) == 6 and fields[5].startswith(prefix) and "w" not in fields[1]:
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    mapped = [fields for line in lines if len(fields := line.split(maxsplit=5)) == 6 and fields[5].startswith(prefix)]
+    # Pages that were written to would be lost; a library's are, before they are made read-only.
+    written = {fields[5] for fields in mapped if "w" in fields[1] or "x" in fields[1]}
+    for fields in mapped:
+        if fields[5] not in written:
             start, end = (int(number, 16) for number in fields[0].split("-"))
             if advise(start, end - start, _MADV_DONTNEED) == 0:
                 given += end - start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -102,10 +103,14 @@ def fill_engine(make_manifest: FillEngine) -> FillEngine:
     return fill
 
 
+_STREAMS = itertools.count(77)
+
+
 @pytest.fixture
 def stream() -> Any:
     """Something that looks like a CUDA stream, on the CPU: tensors of the fake's runner lie there."""
-    return SimpleNamespace(device=torch.device("cpu"), cuda_stream=77)
+    # Each its own: memory that a stream shares lives until the garbage collector has been at its last user.
+    return SimpleNamespace(device=torch.device("cpu"), cuda_stream=next(_STREAMS))
 
 
 def tensors_of(spec: NetworkSpec, batch: int) -> dict[str, torch.Tensor]:
