@@ -56,7 +56,7 @@ def test_a_network_is_bound_and_launched(
     assert fake._script.launches == []
     enqueue()
     enqueue()
-    assert [(network, handle) for network, handle, _ in fake._script.launches] == [("unet", 77)] * 2
+    assert [(network, handle) for network, handle, _ in fake._script.launches] == [("unet", stream.cuda_stream)] * 2
     runner.close()
     runner.close()
     with pytest.raises(EngineError, match="closed"):
