@@ -15,7 +15,7 @@ from typing import Any
 from g4seg_engine import codec
 from g4seg_engine.cuda_device import cuda_device, driver_cuda
 from g4seg_engine.errors import EngineError, G4SegError, MissingExtraError
-from g4seg_engine.processor import flags
+from g4seg_engine.processor import flags, usable_cpus
 from g4seg_trt.atomic import reason
 from g4seg_trt.cli.common import one_line
 
@@ -41,7 +41,7 @@ def environment() -> dict[str, Any]:
         "revision": git_revision(Path(__file__)),
         "processor": _processor(),
         "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags()],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cpus(),
         "memory_mb": _memory_mb(),
         "gpu": _gpu(),
         "system": f"{platform.system()} {platform.machine()}",
