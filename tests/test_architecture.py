@@ -38,12 +38,12 @@ TORCH_ROOMS = {
 }
 
 # Looks into torch from inside its functions, for callers who have it.
-ASKS_TORCH = {"engine/g4seg_engine/cuda_device.py"}
+ASKS_TORCH = {"engine/g4seg_engine/cuda_device.py", "g4seg_trt/masks/tensors.py"}
 
 # Within the product, lowest first: a module imports modules of lower floors, or of its own.
 FLOORS = (
     {"arrays", "atomic", "errors", "timing"},
-    {"config", "picture", "prompt", "inputs"},
+    {"config", "class_table", "picture", "prompt", "inputs"},
     {"geometry", "correspondence", "soften"},
     {"update", "masks", "overlay"},
     {"injection"},

@@ -1,6 +1,7 @@
-"""Coarse masks in, refined masks out: one reader per file format, found by the file's suffix.
+"""Coarse masks in, refined masks out: one module with a reader and a writer for each file format.
 
-A further format is one more module with a reader and one more line in a table below.
+`detect` tells which format a file has, `formats` lists them; a further format is one more module and one more line
+there. Below are the formats of g4seg-refine's own outputs and of masks that are given one by one, found by suffix.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from g4seg_trt.arrays import Floats
 from g4seg_trt.errors import MaskError, OutputError
-from g4seg_trt.masks.array import as_probability, npz_names, read_npy, read_npz, write_npz
+from g4seg_trt.masks.array import UNNAMED, as_probability, npz_names, read_npy, read_npz, write_npz
 from g4seg_trt.masks.png import IGNORE, label_colours, read_index_png, read_png, write_label_png, write_png
 
 __all__ = [
@@ -35,9 +36,6 @@ SINGLE_READERS: Mapping[str, Callable[[Path], Floats]] = {".png": read_png, ".np
 
 NAMED_READERS: Mapping[str, Callable[[Path], dict[str, Floats]]] = {".npz": read_npz}
 """Formats that hold several classes with their names."""
-
-UNNAMED = "arr_0"
-"""What `numpy.savez` calls an array that was given no name."""
 
 
 def read_mask(path: Path, class_name: str) -> Floats:

@@ -6,11 +6,15 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
+import numpy.typing as npt
 from numpy.lib import format as npy
+from PIL import Image
 
 from g4seg_trt.arrays import Array, Floats
 from g4seg_trt.atomic import atomic_file, reason
@@ -34,6 +38,18 @@ _BROKEN_FILE = (
 )
 """What numpy and zipfile raise for damaged, encrypted and pickled files; numpy parses headers as Python."""
 
+UNNAMED = "arr_0"
+"""What `numpy.savez` calls an array that was given no name."""
+
+MOST_VALUES = 2**30
+"""Values that the maps of one image may have together: 4 GiB as float32."""
+
+_LONGEST_HEADER = 2**16
+"""Bytes before an array's values; the format allows 4 GiB, which a zip archive packs into 4 MB."""
+
+_HALF_ROUNDING = 2.0**-10
+"""How far float16 values may lie outside [0,1]: its step at 1."""
+
 
 def read_npy(path: Path) -> Floats:
     """Read a .npy file.
@@ -44,6 +60,11 @@ def read_npy(path: Path) -> Floats:
     Raises:
         MaskError: if the file is missing, damaged or pickled, or holds no probability (`as_probability`).
     """
+    return as_probability(open_npy(path), str(path))
+
+
+def open_npy(path: Path) -> Array:
+    """The array of a .npy file, mapped, of any shape and dtype; raises MaskError as `read_npy`."""
     try:
         # A mapped file cannot make a damaged header allocate more than the file holds.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -53,53 +74,91 @@ def read_npy(path: Path) -> Floats:
         raise MaskError(f"{path}: not a .npy array, or damaged ({reason(error)})") from error
     if not isinstance(array, np.ndarray):
         raise MaskError(f"{path}: an archive of arrays, name it .npz")
-    return as_probability(array, str(path))
+    return array
+
+
+def write_npy(path: Path, array: Array) -> None:
+    """Write an array as a .npy file, atomically; raises OutputError."""
+    with atomic_file(path) as file:
+        npy.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def npz_names(path: Path) -> tuple[str, ...]:
     """The class names of a .npz file, in the file's order; raises MaskError if it is missing or damaged."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return tuple(name.removesuffix(".npy") for name in archive.namelist())
-    except FileNotFoundError as error:
-        raise MaskError(f"{path}: no such file") from error
-    except _BROKEN_FILE as error:
-        raise MaskError(f"{path}: not a .npz archive, or damaged ({reason(error)})") from error
+    with _archive(path) as archive:
+        return tuple(name.removesuffix(".npy") for name in archive.namelist())
 
 
-def read_npz(path: Path) -> dict[str, Floats]:
+def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
+    """Shape and dtype of every array of a .npz file as their headers say, by name in the file's order.
+
+    Raises:
+        MaskError: if the file is missing, damaged or empty, or two arrays have one name.
+    """
+    headers: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {}
+    with _archive(path) as archive:
+        for name in archive.namelist():
+            key = name.removesuffix(".npy")
+            if key in headers:
+                raise MaskError(f"{path}: two arrays are called {key!r}")
+            with archive.open(name) as member:
+                headers[key] = _header(_Bounded(member, _LONGEST_HEADER))
+    if not headers:
+        raise MaskError(f"{path}: holds no array, expected one [height, width] probability for each class name")
+    return headers
+
+
+def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, Floats]:
     """Read a .npz file: key = class name, value = its probability.
+
+    Args:
+        path: the file.
+        names: the classes wanted; None for all. The others are not unpacked.
 
     Returns:
         class name -> float32 [H,W] in [0,1], in the file's order.
 
     Raises:
-        MaskError: if the file is missing, damaged, pickled or empty, or an array is not a probability
-            (`as_probability`).
+        MaskError: if the file is missing, damaged, pickled or empty, an array is not a probability
+            (`as_probability`), or it unpacks to more than an image's maps may hold (`check_count`), which is
+            known before anything is unpacked.
     """
-    arrays: dict[str, Floats] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                key = name.removesuffix(".npy")
-                with archive.open(name) as member:
-                    array = npy.read_array(member, allow_pickle=False)
-                arrays[key] = as_probability(array, f"{path}, class {key!r}")
-    except FileNotFoundError as error:
-        raise MaskError(f"{path}: no such file") from error
-    except _BROKEN_FILE as error:
-        raise MaskError(f"{path}: not a .npz archive, or damaged ({reason(error)})") from error
-    if not arrays:
-        raise MaskError(f"{path}: holds no array, expected one [height, width] probability for each class name")
+    headers = npz_headers(path)
+    wanted = {name: header for name, header in headers.items() if names is None or name in names}
+    total = 0
+    for name, (shape, dtype) in wanted.items():
+        what = f"{path}, class {name!r}"
+        if len(shape) != 2 or np.dtype(dtype).kind not in "fbiu":
+            raise MaskError(
+                f"mask of {what!r} has dtype {dtype} and shape {list(shape)}, "
+                "expected floating-point probabilities [height, width]"
+            )
+        check_count(1, (shape[0], shape[1]), what)
+        total += shape[0] * shape[1]
+    check_total(total, str(path))
+    with _archive(path) as archive:
+        arrays = {}
+        for member_name in archive.namelist():
+            name = member_name.removesuffix(".npy")
+            if name not in wanted:
+                continue
+            shape, dtype = wanted[name]
+            length = shape[0] * shape[1] * np.dtype(dtype).itemsize
+            with archive.open(member_name) as member:
+                array = npy.read_array(_Bounded(member, length + _LONGEST_HEADER), allow_pickle=False)
+            arrays[name] = as_probability(array, f"{path}, class {name!r}")
     return arrays
 
 
-def write_npz(path: Path, probabilities: Mapping[str, Floats]) -> None:
+def write_npz(
+    path: Path, probabilities: Mapping[str, Floats], dtypes: Mapping[str, npt.DTypeLike] | None = None
+) -> None:
     """Write named probabilities as a compressed .npz file, atomically. The same input gives the same bytes.
 
     Args:
         path: where to.
         probabilities: class name -> float [H,W] in [0,1]. Any name will do, also "file".
+        dtypes: class name -> dtype (`as_stored`); float32 where there is none.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -113,14 +172,23 @@ def write_npz(path: Path, probabilities: Mapping[str, Floats]) -> None:
             member = zipfile.ZipInfo(f"{name}.npy")
             member.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(member, "w", force_zip64=True) as stream:
-                npy.write_array(stream, np.ascontiguousarray(probability, dtype=np.float32), allow_pickle=False)
+                stored = as_stored(probability, (dtypes or {}).get(name, np.float32))
+                npy.write_array(stream, np.ascontiguousarray(stored), allow_pickle=False)
+
+
+def as_stored(probability: Floats, dtype: npt.DTypeLike) -> Array:
+    """A probability in the dtype that it was read from: bool and integers, which hold 0 and 1 only, are 1 from 0.5."""
+    if np.dtype(dtype).kind == "f":
+        return probability.astype(dtype)
+    return (probability >= np.float32(0.5)).astype(dtype)
 
 
 def as_probability(array: Array, what: str) -> Floats:
     """Check that an array is a probability and return it as float32.
 
     Args:
-        array: floating point, bool, or integers that are all 0 or 1; [H,W] with values in [0,1].
+        array: floating point, bool, or integers that are all 0 or 1; [H,W] with values in [0,1], or outside by
+            no more than the rounding of the dtype.
         what: names the array in the message.
 
     Returns:
@@ -131,5 +199,69 @@ def as_probability(array: Array, what: str) -> Floats:
     """
     if array.size == 0:
         raise MaskError(f"mask of {what!r} has shape {list(array.shape)}: it holds no pixel")
+    if array.dtype == np.float16:
+        low, high = np.float16(0), np.float16(1)
+        near = (array >= -_HALF_ROUNDING) & (array <= 1 + _HALF_ROUNDING)
+        array = np.where(near, np.clip(array, low, high), array)
     height, width = array.shape if array.ndim == 2 else (0, 0)
     return check_masks({what: array}, (height, width))[what]
+
+
+def check_count(classes: int, size: tuple[int, int], what: str) -> None:
+    """Check that the maps of an image are of a size that can be worked with, before any is made.
+
+    Args:
+        classes: how many maps.
+        size: (height, width).
+        what: the file, for the message.
+
+    Raises:
+        MaskError: above Pillow's limit of pixels, which pictures have too, or MOST_VALUES in all.
+    """
+    height, width = size
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and height * width > limit:
+        raise MaskError(f"{what}: {width}x{height} pixels are more than Pillow's limit of {limit} pixels")
+    check_total(classes * height * width, what)
+
+
+def check_total(values: int, what: str) -> None:
+    """Check how many values the maps of an image have together; raises MaskError above MOST_VALUES."""
+    if values > MOST_VALUES:
+        raise MaskError(f"{what}: its maps hold {values} values together, allowed: {MOST_VALUES}")
+
+
+class _Bounded:
+    """A stream that ends with an error where more is asked of it than there may be."""
+
+    def __init__(self, stream: IO[bytes], most: int) -> None:
+        self._stream = stream
+        self._left = most
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not 0 <= size <= self._left:
+            raise ValueError("it unpacks to more than its header says")
+        data = self._stream.read(size)
+        self._left -= len(data)
+        return data
+
+
+def _header(stream: _Bounded) -> tuple[tuple[int, ...], npt.DTypeLike]:
+    version = npy.read_magic(stream)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects")
+    return shape, dtype
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An open .npz file; what goes wrong in the block is a MaskError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except FileNotFoundError as error:
+        raise MaskError(f"{path}: no such file") from error
+    except _BROKEN_FILE as error:
+        raise MaskError(f"{path}: not a .npz archive, or damaged ({reason(error)})") from error

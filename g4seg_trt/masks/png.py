@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from g4seg_trt.arrays import Array, Floats, Labels
@@ -14,6 +16,19 @@ from g4seg_trt.picture import open_picture
 
 IGNORE = 255
 """The index of pixels without a label in an index picture (PASCAL VOC)."""
+
+
+@dataclass(frozen=True)
+class GreyLayout:
+    """How a grey PNG stores a probability.
+
+    Attributes:
+        mode: Pillow's name of its mode; one that begins with "I" has 16 bits.
+        hard: whether it holds 0 and the largest value only.
+    """
+
+    mode: str = "I;16"
+    hard: bool = False
 
 
 def read_png(path: Path) -> Floats:
@@ -28,19 +43,22 @@ def read_png(path: Path) -> Floats:
         MaskError: if the file is missing, damaged or too large, is coloured or transparent, or holds only the
             values 0 and 1.
     """
+    return read_grey(path)[0]
+
+
+def read_grey(path: Path) -> tuple[Floats, GreyLayout]:
+    """As `read_png`, with the layout that `write_grey` gives back."""
     picture = open_picture(path, MaskError)
-    if picture.mode == "1":
-        return np.asarray(picture).astype(np.float32)
-    pixels = _grey(path, picture)
-    if pixels.dtype != np.uint8:
-        return _sixteen_bit(path, pixels).astype(np.float32) / np.float32(65535)
+    pixels = grey_values(path, picture)
+    top = 255 if pixels.dtype == np.uint8 else 65535
     # As probabilities these would be 0 and 0.004: certainly a label map, and a mask lost without a word.
-    if pixels.max() == 1:
+    if top == 255 and pixels.max() == 1:
         raise MaskError(f"{path}: holds only the values 0 and 1, a mask PNG has 0 and 255; multiply by 255")
-    return pixels.astype(np.float32) / np.float32(255)
+    hard = bool(((pixels == 0) | (pixels == top)).all())
+    return pixels.astype(np.float32) / np.float32(top), GreyLayout(picture.mode, hard)
 
 
-def read_index_png(path: Path) -> Array:
+def read_index_png(path: Path) -> Labels:
     """Read an index picture: a palette or grey PNG whose values are label indices.
 
     Returns:
@@ -50,12 +68,29 @@ def read_index_png(path: Path) -> Array:
         MaskError: if the file is missing, damaged or too large, or is coloured.
     """
     picture = open_picture(path, MaskError)
-    pixels = np.asarray(picture)
-    if pixels.ndim != 2 or pixels.dtype.kind == "f":
+    if picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
         raise MaskError(f"{path}: a picture of mode {picture.mode}, an index picture is a palette or grey one")
-    if pixels.dtype == np.bool_:
+    return index_values(path, picture)
+
+
+def index_values(path: Path, picture: Image.Image) -> Labels:
+    """The values that a palette or grey PNG stores, uint8 or uint16 [H,W]; raises MaskError beyond 16 bits."""
+    pixels = np.asarray(picture)
+    if picture.mode == "1":
         return pixels.astype(np.uint8)
-    return pixels if pixels.dtype == np.uint8 else _sixteen_bit(path, pixels)
+    if picture.mode == "L":
+        # Pillow spreads 2 and 4 bits over 0 to 255, which is right for grey levels and wrong for indices.
+        step = 255 // (2 ** grey_bits(path) - 1)
+        return pixels if step == 1 else pixels // np.uint8(step)
+    return pixels if picture.mode == "P" else _sixteen_bit(path, pixels)
+
+
+def grey_bits(path: Path) -> int:
+    """How many bits a value of a grey PNG has, up to 8; 8 for other files."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    is_grey = header[:4] == b"\x89PNG" and header[12:16] == b"IHDR" and header[25:26] == b"\0"
+    return min(header[24], 8) if is_grey else 8
 
 
 def write_png(path: Path, probability: Floats) -> None:
@@ -68,8 +103,33 @@ def write_png(path: Path, probability: Floats) -> None:
     Raises:
         OutputError: if the file cannot be written.
     """
-    pixels = np.rint(np.clip(probability, 0.0, 1.0).astype(np.float64) * 65535.0).astype(np.uint16)
-    _save(path, Image.fromarray(pixels))
+    write_grey(path, probability, GreyLayout())
+
+
+def write_grey(path: Path, probability: Floats, layout: GreyLayout) -> None:
+    """Write a probability as a grey PNG of a given layout, atomically.
+
+    Args:
+        path: where to.
+        probability: float [H,W] in [0,1].
+        layout: its mode is kept; a hard one is written as 0 below 0.5 and the largest value from there on.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    if layout.hard:
+        probability = (probability >= np.float32(0.5)).astype(np.float32)
+    if layout.mode.startswith("I"):
+        save_png(path, Image.fromarray(_quantised(probability, 65535).astype(np.uint16)))
+        return
+    picture = Image.fromarray(_quantised(probability, 255).astype(np.uint8))
+    if layout.mode == "P":
+        picture.putpalette(np.repeat(np.arange(256, dtype=np.uint8), 3).tobytes())
+    elif layout.mode == "1":
+        picture = picture.convert("1", dither=Image.Dither.NONE)
+    elif layout.mode != "L":
+        picture = picture.convert(layout.mode)
+    save_png(path, picture)
 
 
 def write_label_png(path: Path, label: Labels, classes: int) -> None:
@@ -85,13 +145,13 @@ def write_label_png(path: Path, label: Labels, classes: int) -> None:
         OutputError: if the file cannot be written.
     """
     if classes == 1:
-        _save(path, Image.fromarray((label > 0).astype(np.uint8) * np.uint8(255)))
+        save_png(path, Image.fromarray((label > 0).astype(np.uint8) * np.uint8(255)))
     elif classes <= 255:
         picture = Image.fromarray(label.astype(np.uint8))
         picture.putpalette(label_colours(256).tobytes())
-        _save(path, picture)
+        save_png(path, picture)
     else:
-        _save(path, Image.fromarray(label.astype(np.uint16)))
+        save_png(path, Image.fromarray(label.astype(np.uint16)))
 
 
 def label_colours(count: int) -> Array:
@@ -107,9 +167,12 @@ def label_colours(count: int) -> Array:
     return colours
 
 
-def _grey(path: Path, picture: Image.Image) -> Array:
-    if picture.mode == "L" or picture.mode.startswith("I"):
-        return np.asarray(picture)
+def grey_values(path: Path, picture: Image.Image) -> Array:
+    """The grey levels of a picture of any mode that is grey all over, uint8 or uint16 [H,W]; else MaskError."""
+    if picture.mode.startswith("I"):
+        return _sixteen_bit(path, np.asarray(picture))
+    if picture.mode in ("1", "L"):
+        return np.asarray(picture.convert("L"))
     if picture.mode == "P":
         colours = np.asarray(picture.convert("RGB"))
     elif picture.mode in ("LA", "RGB", "RGBA"):
@@ -124,13 +187,18 @@ def _grey(path: Path, picture: Image.Image) -> Array:
     return np.ascontiguousarray(colours[..., 0])
 
 
-def _sixteen_bit(path: Path, pixels: Array) -> Array:
+def _sixteen_bit(path: Path, pixels: Array) -> npt.NDArray[np.uint16]:
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high > 65535:
         raise MaskError(f"{path}: values from {low} to {high}, expected 8 or 16 bits")
     return pixels.astype(np.uint16)
 
 
-def _save(path: Path, picture: Image.Image) -> None:
+def _quantised(probability: Floats, top: int) -> Array:
+    return np.rint(np.clip(probability, 0.0, 1.0).astype(np.float64) * top)
+
+
+def save_png(path: Path, picture: Image.Image) -> None:
+    """Write a picture as a PNG, atomically; raises OutputError."""
     with atomic_file(path) as file:
         picture.save(file, format="PNG")

@@ -1,0 +1,237 @@
+"""Format "coco-instances": images, annotations and categories in one JSON file, as COCO's ground truth has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from g4seg_trt.arrays import Bools
+from g4seg_trt.atomic import atomic_file
+from g4seg_trt.errors import MaskError
+from g4seg_trt.masks.array import check_count
+from g4seg_trt.masks.coarse import CoarseMasks, Naming, ids_of_names
+from g4seg_trt.masks.coco import combined, digest, is_id, kept, load_json, peek
+from g4seg_trt.masks.coco_rle import decode, encode
+
+NAME = "coco-instances"
+_PARTS = ("images", "annotations", "categories")
+
+
+@dataclass(frozen=True)
+class InstanceLayout:
+    """What `write_collection` gives back: the image's record, and the category id of each map."""
+
+    image: dict[str, Any]
+    categories: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Content:
+    """The parts of the file.
+
+    Attributes:
+        rest: everything but images and annotations.
+        images: image records by the stem of their file.
+        annotations: annotations by image id.
+        categories: category names by their id, in the order of the ids.
+    """
+
+    rest: dict[str, Any]
+    images: dict[str, dict[str, Any]]
+    annotations: dict[int, list[dict[str, Any]]]
+    categories: dict[int, str]
+
+
+class InstanceCollection:
+    """The masks of all images in an instances file, decoded image by image. Stems are those of the file names."""
+
+    remark: str | None = None
+
+    def __init__(self, path: Path, naming: Naming, content: Content) -> None:
+        self._path = path
+        self._naming = naming
+        self.content = content
+
+    @classmethod
+    def open(cls, path: Path, naming: Naming) -> InstanceCollection:
+        """Read the file.
+
+        Args:
+            path: an object with images (id, file_name, height, width), annotations (image_id, category_id,
+                segmentation) and categories (id, name).
+            naming: its table gives class ids to the categories by their names; without one they are 1, 2, .. in the
+                order of the category ids.
+
+        Raises:
+            MaskError: if the file is missing, no JSON or of another form, an id, name or stem is there twice, or an
+                annotation is of an unknown image or category.
+        """
+        content = load_json(path)
+        if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _PARTS):
+            raise MaskError(f"{path}: expected an object with the lists {', '.join(_PARTS)}")
+        images = _images(content["images"], path)
+        categories = _categories(content["categories"], path)
+        annotations: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in images.values()}
+        for place, annotation in enumerate(content["annotations"]):
+            _check(annotation, {"image_id": int, "category_id": int}, f"{path}, annotations[{place}]")
+            what = f"{path}, annotation {annotation.get('id')}"
+            if annotation["image_id"] not in annotations:
+                raise MaskError(f"{what}: the file has no image {annotation['image_id']}")
+            if annotation["category_id"] not in categories:
+                raise MaskError(f"{what}: the file has no category {annotation['category_id']}")
+            annotations[annotation["image_id"]].append(annotation)
+        rest = {key: value for key, value in content.items() if key not in ("images", "annotations")}
+        return cls(path, naming, Content(rest, images, annotations, categories))
+
+    @staticmethod
+    def key_of(stem: str) -> str:
+        """The stem that `stems` has for the same image: itself."""
+        return stem
+
+    def stems(self) -> tuple[str, ...]:
+        """The stems of the images' file names, in the order of the file."""
+        return tuple(self.content.images)
+
+    def digest(self, stem: str) -> str:
+        """sha256 of what the file says about an image; raises MaskError if that is nothing."""
+        image = self._image(stem)
+        annotations = self.content.annotations[image["id"]]
+        return digest([image, annotations, self.content.rest["categories"]])
+
+    def read(self, stem: str) -> CoarseMasks:
+        """The masks of one image: for each class with an instance the pixels of any.
+
+        Raises:
+            MaskError: if the file has no such image, or a segmentation is malformed or of another size.
+            ClassNameError: for a category whose name the table does not have.
+        """
+        image = self._image(stem)
+        what = f"{self._path}, image {stem}"
+        size = image["height"], image["width"]
+        check_count(1, size, what)
+        annotations = self.content.annotations[image["id"]]
+        present = {annotation["category_id"] for annotation in annotations}
+        categories = tuple(one for one in self.content.categories if one in present)
+        names = tuple(self.content.categories[one] for one in categories)
+        masks = (
+            (
+                categories.index(one["category_id"]),
+                1.0,
+                decode(one.get("segmentation"), size, f"{what}, annotation {one.get('id')}"),
+            )
+            for one in annotations
+        )
+        return CoarseMasks(
+            self._ids(categories, names, what),
+            names,
+            combined(masks, len(categories), size, what),
+            origin={NAME: InstanceLayout(image, categories)},
+        )
+
+    def _ids(self, categories: tuple[int, ...], names: tuple[str, ...], what: str) -> tuple[int, ...]:
+        if self._naming.table is not None:
+            return ids_of_names(names, self._naming, what)
+        order = list(self.content.categories)
+        return tuple(order.index(one) + 1 for one in categories)
+
+    def _image(self, stem: str) -> dict[str, Any]:
+        image = self.content.images.get(stem)
+        if image is None:
+            raise MaskError(f"{self._path}: has no image {stem}")
+        return image
+
+
+def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], source: InstanceCollection) -> None:
+    """Write the refined masks as an instances file, atomically: the images in the order given, no others.
+
+    Each class of an image is one annotation, as a run-length code: the pixels of a probability of at least 0.5.
+    Instances are not told apart again, and a class without a pixel is left out. Categories and whatever else the
+    file says stay.
+
+    Args:
+        path: where to.
+        results: stem and refined masks, read from `source`.
+        source: the file that they came from.
+
+    Raises:
+        MissingExtraError: pycocotools is not installed.
+        OutputError: if the file cannot be written.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for _, masks in results:
+        layout: InstanceLayout = masks.origin[NAME]
+        images.append(layout.image)
+        for category, probability in zip(layout.categories, masks.probabilities, strict=True):
+            pixels = kept(probability, 1.0)
+            if pixels.any():
+                annotations.append(_annotation(len(annotations) + 1, layout.image["id"], category, pixels))
+    content = {**source.content.rest, "images": images, "annotations": annotations}
+    with atomic_file(path) as file:
+        file.write(json.dumps(content).encode())
+
+
+def recognise(path: Path) -> str | None:
+    """What tells that this is an instances file, or None."""
+    text = peek(path)
+    found = [part for part in _PARTS if f'"{part}"' in text]
+    # One part alone may fill a large file between the ends that are looked at.
+    if not text.startswith("{") or len(found) < 2:
+        return None
+    return f"a JSON object with {' and '.join(found)}"
+
+
+def _annotation(number: int, image: int, category: int, pixels: Bools) -> dict[str, Any]:
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "segmentation": encode(pixels),
+        "area": int(pixels.sum()),
+        "bbox": [int(side) for side in box],
+        "iscrowd": 0,
+    }
+
+
+def _images(records: list[Any], path: Path) -> dict[str, dict[str, Any]]:
+    images: dict[str, dict[str, Any]] = {}
+    ids: set[int] = set()
+    for place, image in enumerate(records):
+        _check(image, {"id": int, "file_name": str, "height": int, "width": int}, f"{path}, images[{place}]")
+        stem = PurePosixPath(image["file_name"]).stem
+        if image["id"] in ids:
+            raise MaskError(f"{path}: two images have the id {image['id']}")
+        if stem in images:
+            raise MaskError(f"{path}: two images are called {stem}")
+        if image["height"] < 1 or image["width"] < 1:
+            raise MaskError(f"{path}: the image {stem} is {image['width']}x{image['height']} pixels")
+        ids.add(image["id"])
+        images[stem] = image
+    return images
+
+
+def _categories(records: list[Any], path: Path) -> dict[int, str]:
+    categories: dict[int, str] = {}
+    for place, category in enumerate(records):
+        _check(category, {"id": int, "name": str}, f"{path}, categories[{place}]")
+        if category["id"] in categories:
+            raise MaskError(f"{path}: two categories have the id {category['id']}")
+        if category["name"] in categories.values():
+            raise MaskError(f"{path}: two categories are called {category['name']!r}")
+        categories[category["id"]] = category["name"]
+    return dict(sorted(categories.items()))
+
+
+def _check(record: object, keys: dict[str, type], what: str) -> None:
+    """Check that a record is an object with these keys, texts or whole numbers."""
+    for key, kind in keys.items():
+        value = record.get(key) if isinstance(record, dict) else None
+        if not (is_id(value) if kind is int else isinstance(value, kind)):
+            raise MaskError(f"{what}: {key} is {value!r}, expected {'a whole number' if kind is int else 'text'}")

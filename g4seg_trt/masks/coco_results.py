@@ -1,0 +1,171 @@
+"""Format "coco-results": what a detector writes for COCO's evaluation, a list of masks with scores in one JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from g4seg_trt.atomic import atomic_file
+from g4seg_trt.class_table import ClassTable
+from g4seg_trt.errors import ClassNameError, MaskError
+from g4seg_trt.masks.coarse import CoarseMasks, Naming
+from g4seg_trt.masks.coco import combined, digest, is_id, kept, load_json, number_of, peek
+from g4seg_trt.masks.coco_rle import decode, encode, size_of
+
+NAME = "coco-results"
+
+
+@dataclass(frozen=True)
+class ResultLayout:
+    """What `write_collection` gives back: the image's id, and category id and score of each map."""
+
+    image_id: int
+    categories: tuple[int, ...]
+    scores: tuple[float, ...]
+
+
+class ResultCollection:
+    """The masks of all images in a results file, decoded image by image.
+
+    The file has image ids and no names. `stems` are the ids as plain numbers; `digest` and `read` take any stem that
+    stands for the same number (`key_of`): 139, 000000000139, COCO_val2014_000000000139.
+    """
+
+    remark: str | None = None
+
+    def __init__(self, path: Path, table: ClassTable, entries: dict[str, list[dict[str, Any]]]) -> None:
+        self._path = path
+        self._table = table
+        self._entries = entries
+
+    @classmethod
+    def open(cls, path: Path, naming: Naming) -> ResultCollection:
+        """Read the file.
+
+        Args:
+            path: a list of {"image_id", "category_id", "segmentation", "score"}.
+            naming: its table says which class a category is.
+
+        Raises:
+            MaskError: if the file is missing, no JSON, or not such a list.
+            ClassNameError: without a table.
+        """
+        if naming.table is None:
+            raise ClassNameError(
+                f"{path} has category ids without names: say whose they are with --dataset coco-object"
+            )
+        content = load_json(path)
+        if not isinstance(content, list):
+            raise MaskError(f"{path}: a {type(content).__name__}, expected a list of results with image_id")
+        entries: dict[str, list[dict[str, Any]]] = {}
+        for place, entry in enumerate(content):
+            if not isinstance(entry, dict) or not is_id(entry.get("image_id")) or not is_id(entry.get("category_id")):
+                raise MaskError(f"{path}, result {place}: expected an object with the numbers image_id and category_id")
+            if "segmentation" not in entry:
+                raise MaskError(f"{path}, result {place}: has no segmentation (boxes alone are no masks)")
+            entries.setdefault(str(entry["image_id"]), []).append(entry)
+        return cls(path, naming.table, entries)
+
+    @staticmethod
+    def key_of(stem: str) -> str:
+        """The stem that `stems` has for the same image."""
+        return number_of(stem)
+
+    def stems(self) -> tuple[str, ...]:
+        """The image ids as text, in the order of the file."""
+        return tuple(self._entries)
+
+    def digest(self, stem: str) -> str:
+        """sha256 of what the file says about an image; raises MaskError if that is nothing."""
+        return digest(self._of(stem))
+
+    def read(self, stem: str) -> CoarseMasks:
+        """The masks of one image: for each class the largest score of its instances at every pixel.
+
+        Raises:
+            MaskError: if the file has nothing about the image, a mask is malformed, the sizes differ, or a score is
+                none from 0 to 1.
+            ClassNameError: for a category that the table does not have.
+        """
+        entries = self._of(stem)
+        what = f"{self._path}, image {entries[0]['image_id']}"
+        instances: list[tuple[int, float, Any]] = []
+        best: dict[int, float] = {}
+        for entry in entries:
+            score = _score(entry.get("score"), what)
+            category = entry["category_id"]
+            best[category] = max(score, best.get(category, 0.0))
+            instances.append((category, score, entry["segmentation"]))
+        categories = tuple(sorted(best))
+        classes = [self._table.category(category, what) for category in categories]
+        first = entries[0]["segmentation"]
+        if not isinstance(first, dict):
+            raise MaskError(f"{what}: a result's segmentation has to be a run-length code with size and counts")
+        size = size_of(first, what)
+        masks = ((categories.index(category), score, decode(one, size, what)) for category, score, one in instances)
+        return CoarseMasks(
+            tuple(one.id for one in classes),
+            tuple(one.name for one in classes),
+            combined(masks, len(categories), size, what),
+            origin={NAME: ResultLayout(entries[0]["image_id"], categories, tuple(best[one] for one in categories))},
+        )
+
+    def _of(self, stem: str) -> list[dict[str, Any]]:
+        entries = self._entries.get(self.key_of(stem))
+        if entries is None:
+            raise MaskError(f"{self._path}: has no result for the image {stem}")
+        return entries
+
+
+def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], source: ResultCollection) -> None:
+    """Write the refined masks as a results file, atomically: the images in the order given, no others.
+
+    Each class is one result with the score that its best instance had: the pixels of at least half that score.
+    Instances are not told apart again, those of less than half the best score of their class are lost where nothing
+    better covers them, and a class without such a pixel is left out.
+
+    Args:
+        path: where to.
+        results: stem and refined masks, read from `source`.
+        source: the file that they came from.
+
+    Raises:
+        MissingExtraError: pycocotools is not installed.
+        OutputError: if the file cannot be written.
+    """
+    del source  # every image brings its own layout
+    with atomic_file(path) as file:
+        before = b"["
+        for _, masks in results:
+            layout: ResultLayout = masks.origin[NAME]
+            for category, score, probability in zip(layout.categories, layout.scores, masks.probabilities, strict=True):
+                pixels = kept(probability, score)
+                if not pixels.any():
+                    continue
+                result = {
+                    "image_id": layout.image_id,
+                    "category_id": category,
+                    "segmentation": encode(pixels),
+                    "score": score,
+                }
+                file.write(before + json.dumps(result).encode())
+                before = b",\n"
+        file.write(b"]" if before != b"[" else b"[]")
+
+
+def recognise(path: Path) -> str | None:
+    """What tells that this is a results file with masks, or None."""
+    text = peek(path)
+    keys = [f'"{key}"' for key in ("image_id", "category_id", "segmentation", "score")]
+    if not text.startswith("[") or not all(key in text for key in keys):
+        return None
+    return "a JSON list of results with image_id, segmentation and score"
+
+
+def _score(value: object, what: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise MaskError(f"{what}: a score is {value!r}, expected a number from 0 to 1")
+    return float(value)

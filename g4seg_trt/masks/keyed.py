@@ -1,0 +1,150 @@
+"""Dicts of `keys` (class indices) and maps [K,H,W] in .npy files: what CLIP-ES and IRN have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from g4seg_trt.arrays import Array, Floats
+from g4seg_trt.atomic import atomic_file
+from g4seg_trt.errors import MaskError
+from g4seg_trt.masks.array import as_probability, as_stored, check_count
+from g4seg_trt.masks.coarse import CoarseMasks, Naming, named_by_ids
+from g4seg_trt.masks.pickle_writer import write_npy_dict
+from g4seg_trt.masks.tensors import Tensor, as_array, open_tensors
+
+KEYS = "keys"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How numbers were stored, to store others in the same way.
+
+    Attributes:
+        dtype: numpy's, in the machine's byte order.
+        tensor: whether it was a torch tensor.
+    """
+
+    dtype: np.dtype[Any]
+    tensor: bool
+
+    @classmethod
+    def of(cls, value: object, array: Array) -> Kind:
+        """The kind of a value whose numbers are `array`."""
+        return cls(array.dtype.newbyteorder("="), isinstance(value, Tensor))
+
+    def numbers(self, values: object) -> Array | Tensor:
+        """Numbers in this dtype, as what these were."""
+        array = np.asarray(values, self.dtype)
+        return Tensor.of(array) if self.tensor else array
+
+    def probabilities(self, values: Floats) -> Array | Tensor:
+        """Probabilities in this dtype (`as_stored`), as what these were."""
+        return self.numbers(as_stored(values, self.dtype))
+
+
+@dataclass(frozen=True)
+class KeyedLayout:
+    """How a dict was laid out.
+
+    Attributes:
+        maps: the entry that holds the maps.
+        keys: how the class indices were stored.
+        values: how the maps were stored.
+        entries: the dict in its order, its keys and maps left out (None).
+    """
+
+    maps: str
+    keys: Kind
+    values: Kind
+    entries: Mapping[Any, Any]
+
+
+def stack_maps(maps: Array, names: tuple[str, ...], what: str) -> Floats:
+    """Maps of several classes.
+
+    Args:
+        maps: [K,H,W].
+        names: K class names, for the message.
+        what: the file and the place in it, for the message.
+
+    Returns:
+        float32 [K,H,W] in [0,1].
+
+    Raises:
+        MaskError: for another shape, or values that are no probabilities.
+    """
+    if maps.ndim != 3 or len(maps) != len(names) or 0 in maps.shape[1:]:
+        raise MaskError(f"{what}: an array of shape {list(maps.shape)}, expected [{len(names)}, height, width]")
+    check_count(len(maps), (maps.shape[1], maps.shape[2]), what)
+    checked = np.empty(maps.shape, np.float32)
+    for index, name in enumerate(names):
+        checked[index] = as_probability(maps[index], f"{what}, class {name!r}")
+    return checked
+
+
+def read_keyed(path: Path, naming: Naming, entries: Mapping[Any, Any], maps: str) -> tuple[CoarseMasks, KeyedLayout]:
+    """The masks of a dict: index k of `keys` is the class id k + 1.
+
+    Args:
+        path: the file that `entries` come from.
+        naming: whose ids they are.
+        entries: what the file holds.
+        maps: the entry that holds the maps.
+
+    Returns:
+        The masks, without rule and origin, and how the dict was laid out.
+
+    Raises:
+        MaskError: if the keys or maps are not what they have to be.
+        ClassNameError: for a class id outside the table.
+        MissingExtraError: the file holds torch tensors and torch is not installed.
+    """
+    keys = as_array(entries[KEYS], f"{path}, {KEYS!r}")
+    ids = tuple(index + 1 for index in _class_indices(keys, f"{path}, {KEYS!r}"))
+    stored = as_array(entries[maps], f"{path}, {maps!r}")
+    if stored.ndim == 3 and len(stored) != len(ids):
+        raise MaskError(f"{path}: {len(ids)} classes in {KEYS!r} and {len(stored)} maps in {maps!r}")
+    names = named_by_ids(ids, naming, str(path))
+    probabilities = stack_maps(stored, names, f"{path}, {maps!r}")
+    others = {name: None if name in (KEYS, maps) else value for name, value in entries.items()}
+    open_tensors(others, str(path))
+    layout = KeyedLayout(maps, Kind.of(entries[KEYS], keys), Kind.of(entries[maps], stored), others)
+    return CoarseMasks(ids, names, probabilities), layout
+
+
+def write_keyed(path: Path, masks: CoarseMasks, layout: KeyedLayout, others: Mapping[str, object]) -> None:
+    """Write masks as a dict, atomically.
+
+    Args:
+        path: where to.
+        masks: what to write.
+        layout: how.
+        others: entries in place of the layout's own.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    entries = {
+        **layout.entries,
+        KEYS: layout.keys.numbers([number - 1 for number in masks.ids]),
+        layout.maps: layout.values.probabilities(masks.probabilities),
+        **others,
+    }
+    with atomic_file(path) as file:
+        write_npy_dict(file, entries)
+
+
+def _class_indices(keys: Array, what: str) -> list[int]:
+    """Indices from 0 on, each there once."""
+    if keys.ndim != 1 or (keys.dtype.kind not in "iu" and keys.size):
+        raise MaskError(f"{what}: {keys.dtype} {list(keys.shape)}, expected an integer for each class")
+    indices = [int(key) for key in keys]
+    wrong = [index for index in indices if index < 0 or indices.count(index) > 1]
+    if wrong:
+        raise MaskError(f"{what}: the class index {wrong[0]} is negative or there twice")
+    return indices

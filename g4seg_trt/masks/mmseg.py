@@ -1,0 +1,278 @@
+"""mmsegmentation's predictions of a whole data set in one pickle, as mmengine's DumpResults metric writes them.
+
+From open-mmlab/mmengine (evaluator/metric.py): a pickled list with a dict for each image, tensors on the CPU.
+From open-mmlab/mmsegmentation (models/segmentors/base.py, evaluation/metrics/iou_metric.py): the dict has the
+image's meta data, img_path among them, `seg_logits` {"data": torch float32 [C,H,W]} and `pred_sem_seg` {"data":
+torch int64 [1,H,W]}, the argmax over the channels, both at the image's size; IoUMetric reads pred_sem_seg.data,
+gt_sem_seg.data, img_path and reduce_zero_label. SCLIP's segmentor leaves probabilities in seg_logits.
+
+The list stays as it is in the file: tensors are opened one image at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from g4seg_trt.arrays import Array, Floats, Ints
+from g4seg_trt.atomic import atomic_file
+from g4seg_trt.class_table import ClassTable
+from g4seg_trt.errors import ClassNameError, MaskError
+from g4seg_trt.masks.array import as_probability, check_count
+from g4seg_trt.masks.coarse import CoarseMasks, Naming
+from g4seg_trt.masks.keyed import Kind
+from g4seg_trt.masks.pickle_writer import digest, write_pickled_list
+from g4seg_trt.masks.pickles import listed, load_pickle, peek_pickled_list
+from g4seg_trt.masks.tensors import as_array, open_tensors
+from g4seg_trt.update import BackgroundRule, label_map
+
+NAME = "mmseg"
+RULE = BackgroundRule("channel", 0.0)
+"""Where channel 0 is background."""
+
+_PATH = "img_path"
+_LOGITS = "seg_logits"
+_LABELS = "pred_sem_seg"
+_DATA = "data"
+_SUFFIXES = (".pkl", ".pickle")
+_LEAST = np.float32(1e-12)
+"""Below it a probability's logarithm is not written."""
+
+
+@dataclass(frozen=True)
+class PredictionLayout:
+    """What `write_collection` gives back.
+
+    Attributes:
+        stem: the image.
+        first: the class id of label 0; 0 where that is background.
+    """
+
+    stem: str
+    first: int
+
+
+class PredictionCollection:
+    """The predictions of all images in a file, opened image by image.
+
+    Attributes:
+        remark: what is done with values that are no probabilities, in words; None if nothing is.
+    """
+
+    def __init__(self, path: Path, naming: Naming, table: ClassTable, entries: Mapping[str, dict[Any, Any]]) -> None:
+        self._path = path
+        self._names = naming.names
+        self._table = table
+        self._entries = entries
+        self._softmax = self._has_logits()
+        self.remark = f"{_LOGITS} are no probabilities: softmax over the channels" if self._softmax else None
+
+    @classmethod
+    def open(cls, path: Path, naming: Naming) -> PredictionCollection:
+        """Read the file. It takes as much memory as it is long, twice that while it is read.
+
+        Args:
+            path: a pickled list of dicts with img_path and seg_logits or pred_sem_seg.
+            naming: its table says which class a channel is, and whether 0 is background; its names, if any, are the
+                classes to read.
+
+        Raises:
+            MaskError: if the file cannot be read as such a list, or two images have one stem.
+            ClassNameError: without a table.
+            MissingExtraError: it holds torch tensors and torch is not installed.
+        """
+        if naming.table is None:
+            raise ClassNameError(f"{path} has channels without names: say whose with --dataset or --class-table")
+        content = load_pickle(path)
+        if not isinstance(content, list) or not content:
+            raise MaskError(f"{path}: a {type(content).__name__}, expected a list with a dict for each image ({NAME})")
+        entries: dict[str, dict[Any, Any]] = {}
+        for place, entry in enumerate(content):
+            what = f"{path}, entry {place}"
+            if not isinstance(entry, dict) or not isinstance(entry.get(_PATH), str):
+                raise MaskError(f"{what}: expected a dict with {_PATH!r} ({NAME})")
+            if not any(isinstance(entry.get(part), dict) and _DATA in entry[part] for part in (_LOGITS, _LABELS)):
+                raise MaskError(f"{what}: neither {_LOGITS!r} nor {_LABELS!r} among {listed(entry)}")
+            name = PureWindowsPath(entry[_PATH]).stem  # which takes both kinds of slashes
+            if name in entries:
+                raise MaskError(f"{what}: a second image with the stem {name!r}")
+            entries[name] = entry
+        return cls(path, naming, naming.table, entries)
+
+    @staticmethod
+    def key_of(stem: str) -> str:
+        """The stem that `stems` has for the same image: itself."""
+        return stem
+
+    def stems(self) -> tuple[str, ...]:
+        """The images' file names without folder and suffix, in the order of the file."""
+        return tuple(self._entries)
+
+    def digest(self, stem: str) -> str:
+        """sha256 of what the file says about an image; raises MaskError if that is nothing."""
+        return digest(self._of(stem))
+
+    def read(self, stem: str) -> CoarseMasks:
+        """The masks of one image.
+
+        Without names, the classes that have a pixel: those that no pixel is given to are left as they are. From
+        pred_sem_seg alone come masks of 0 and 1, without a rule.
+
+        Returns:
+            The masks; with a channel for the background it is `background` and the rule is channel.
+
+        Raises:
+            MaskError: if the file has nothing about the image, or shape or values are not what they have to be.
+            ClassNameError: for a label or name that the table does not have.
+        """
+        entry = self._of(stem)
+        return self._of_logits(stem) if _LOGITS in entry else self._of_labels(stem, entry)
+
+    def updated(self, masks: CoarseMasks) -> dict[Any, Any]:
+        """The dict of the image that `masks` were read from, with refined channels and their labels.
+
+        seg_logits that were no probabilities get the logarithms of the refined ones. With a rule other than channel
+        (and a channel for the background) the labels are those of the refined classes under this rule, else the
+        argmax over all channels.
+        """
+        layout: PredictionLayout = masks.origin[NAME]
+        entry = self._of(layout.stem)
+        what = f"{self._path}, image {layout.stem}"
+        open_tensors(entry, what)
+        changed = dict(entry)
+        labels = None
+        if masks.probabilities.size and layout.first == 0 and masks.rule != RULE:
+            labels = _labels_of(masks)
+        if _LOGITS in entry:
+            logits = as_array(entry[_LOGITS][_DATA], what)
+            values = self._probabilities(logits, what)
+            for number, probability in zip(masks.ids, masks.probabilities, strict=True):
+                values[number - layout.first] = probability
+            labels = values.argmax(axis=0) if labels is None else labels
+            stored = np.log(np.maximum(values, _LEAST)) if self._softmax else values
+            kind = Kind.of(entry[_LOGITS][_DATA], logits)
+            changed[_LOGITS] = {**entry[_LOGITS], _DATA: kind.probabilities(stored)}
+        if _LABELS in entry:
+            given = as_array(entry[_LABELS][_DATA], what)
+            if labels is None and masks.probabilities.size:
+                places = np.array(masks.ids)[masks.probabilities.argmax(axis=0)] - layout.first
+                labels = np.where(masks.probabilities.max(axis=0) > 0, places, given.reshape(places.shape))
+            if labels is not None:
+                numbers = Kind.of(entry[_LABELS][_DATA], given).numbers(labels.reshape(given.shape))
+                changed[_LABELS] = {**entry[_LABELS], _DATA: numbers}
+        return changed
+
+    def _has_logits(self) -> bool:
+        """Whether the first image with seg_logits has values that are no probabilities: a set is of one kind."""
+        for stem, entry in self._entries.items():
+            if _LOGITS in entry:
+                values = as_array(entry[_LOGITS][_DATA], f"{self._path}, image {stem}")
+                return values.dtype.kind == "f" and bool(((values < -0.001) | (values > 1.001)).any())
+        return False
+
+    def _of(self, stem: str) -> dict[Any, Any]:
+        entry = self._entries.get(stem)
+        if entry is None:
+            raise MaskError(f"{self._path}: has nothing about the image {stem!r}")
+        return entry
+
+    def _of_logits(self, stem: str) -> CoarseMasks:
+        what = f"{self._path}, image {stem}"
+        values = self._probabilities(as_array(self._of(stem)[_LOGITS][_DATA], what), what)
+        classes = len(self._table.classes)
+        if len(values) not in (classes, classes + self._table.background):
+            allowed = f"{classes + 1} or {classes}" if self._table.background else str(classes)
+            raise MaskError(f"{what}: {len(values)} channels, the class table {self._table.dataset} has {allowed}")
+        # Data sets leave the background out by a table of their own (VOC20): then there is a channel less.
+        first = 0 if len(values) > classes else 1
+        if [entry.id for entry in self._table.classes] != list(range(1, classes + 1)):
+            raise MaskError(f"{what}: channels need the class ids 1 to {classes}, {self._table.dataset} has others")
+        present = {int(place) + first for place in np.unique(values.argmax(axis=0))}
+        chosen = self._chosen(present, what)
+        names = tuple(self._table.entry(number, what).name for number in chosen)
+        maps = np.empty((len(chosen), *values.shape[1:]), np.float32)
+        for index, (number, name) in enumerate(zip(chosen, names, strict=True)):
+            maps[index] = as_probability(values[number - first], f"{what}, class {name!r}")
+        background = as_probability(values[0], f"{what}, background") if first == 0 else None
+        return CoarseMasks(
+            chosen,
+            names,
+            maps,
+            background=background,
+            rule=RULE if first == 0 else None,
+            origin={NAME: PredictionLayout(stem, first)},
+        )
+
+    def _of_labels(self, stem: str, entry: Mapping[Any, Any]) -> CoarseMasks:
+        what = f"{self._path}, image {stem}"
+        labels = as_array(entry[_LABELS][_DATA], what)
+        labels = labels[0] if labels.ndim == 3 and len(labels) == 1 else labels
+        if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "iu":
+            raise MaskError(f"{what}: labels {labels.dtype} {list(labels.shape)}, expected integers [1, height, width]")
+        first = 0 if self._table.background and not entry.get("reduce_zero_label") else 1
+        chosen = self._chosen({int(label) + first for label in np.unique(labels)}, what)
+        check_count(len(chosen), (labels.shape[0], labels.shape[1]), what)
+        return CoarseMasks(
+            chosen,
+            tuple(self._table.entry(number, what).name for number in chosen),
+            np.array([labels == number - first for number in chosen], np.float32).reshape(-1, *labels.shape),
+            origin={NAME: PredictionLayout(stem, first)},
+        )
+
+    def _chosen(self, present: set[int], what: str) -> tuple[int, ...]:
+        """Ids of the classes to read: those named, or else those present."""
+        if self._names is not None:
+            return tuple(self._table.named(name, what).id for name in self._names)
+        return tuple(sorted(present - {0}))
+
+    def _probabilities(self, values: Array, what: str) -> Floats:
+        """seg_logits as probabilities, a copy float32 [C,H,W]."""
+        if values.ndim != 3 or 0 in values.shape or values.dtype.kind != "f":
+            raise MaskError(f"{what}: {_LOGITS} {values.dtype} {list(values.shape)}, expected [classes, height, width]")
+        check_count(len(values), (values.shape[1], values.shape[2]), what)
+        maps: Floats = values.astype(np.float32)
+        if not np.isfinite(maps).all():
+            raise MaskError(f"{what}: {_LOGITS} has values that are NaN or infinite")
+        if self._softmax:
+            maps -= maps.max(axis=0)
+            np.exp(maps, out=maps)
+            maps /= maps.sum(axis=0)
+        return maps
+
+
+def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], source: PredictionCollection) -> None:
+    """Write refined masks as a file of predictions, atomically: the images in the order given, no others.
+
+    Each dict is as it was but for seg_logits and pred_sem_seg (`PredictionCollection.updated`). One image at a time
+    is held.
+
+    Args:
+        path: where to.
+        results: stem and refined masks, read from `source`.
+        source: the file that they came from.
+
+    Raises:
+        MaskError: if a tensor of `source` that is passed on cannot be opened.
+        OutputError: if the file cannot be written.
+    """
+    with atomic_file(path) as file:
+        write_pickled_list(file, (source.updated(masks) for _, masks in results))
+
+
+def recognise(path: Path) -> str | None:
+    """What makes the file one of predictions, in words, or None; opens no tensor, never raises MaskError."""
+    if path.suffix.lower() not in _SUFFIXES:
+        return None
+    strings = peek_pickled_list(path)
+    found = [name for name in (_PATH, _LOGITS, _LABELS) if name in strings]
+    return f"a pickled list of dicts with {', '.join(found)}" if _PATH in found and len(found) > 1 else None
+
+
+def _labels_of(masks: CoarseMasks) -> Ints:
+    """Class id of every pixel under the masks' own rule, 0 for background."""
+    labels = label_map(masks.probabilities, masks.rule or BackgroundRule(), masks.background)
+    return np.array((0, *masks.ids), np.int64)[labels]

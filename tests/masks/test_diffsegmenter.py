@@ -1,0 +1,209 @@
+"""Format "diffsegmenter": MATLAB files with maps of 0..255."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from g4seg_trt.errors import ClassNameError, MaskError
+from g4seg_trt.masks import diffsegmenter
+from g4seg_trt.masks.coarse import CoarseMasks, Naming
+from tests.masks.dict_files import TABLE, maps
+
+NAMING = Naming(table=TABLE)
+
+
+def savemat(path: Path, entries: dict[str, Any], compressed: bool = True, **more: Any) -> None:
+    file = io.BytesIO()
+    scipy.io.savemat(file, entries, do_compression=compressed, **more)
+    path.write_bytes(file.getvalue())
+
+
+def mat_dict(count: int, height: int, width: int) -> dict[str, Any]:
+    """What ptp_stable_best.py saves: each class scaled to 0..255."""
+    values = maps(count, height, width)
+    values[:, -1, -1] = 1.0
+    return {str(3 * n): values[n] * np.float32(255) for n in range(count)}
+
+
+def test_a_file_is_read_with_its_ids_names_and_rule(tmp_path: Path) -> None:
+    saved = mat_dict(2, 5, 7)
+    savemat(tmp_path / "a.mat", saved)
+    masks = diffsegmenter.read(tmp_path / "a.mat", NAMING)
+    assert masks.ids == (1, 4)
+    assert masks.names == ("class1", "class4")
+    assert str(masks.rule) == "constant:0.5"
+    assert np.allclose(masks.probabilities, np.stack(list(saved.values())) / 255, atol=1e-7)
+    assert diffsegmenter.recognise(tmp_path / "a.mat") == "a MATLAB file with maps under the class indices 0, 3"
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([np.float32, np.float64, np.uint8]),
+    st.booleans(),
+)
+def test_what_is_read_is_written_back(count: int, height: int, width: int, dtype: Any, compressed: bool) -> None:
+    saved = {key: value.astype(dtype) for key, value in mat_dict(count, height, width).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.mat"
+        savemat(path, saved, compressed)
+        header = path.read_bytes()[:128]
+        diffsegmenter.write(path, diffsegmenter.read(path, NAMING))
+        assert path.read_bytes()[:128] == header  # the clock time too
+        written = scipy.io.loadmat(path)
+    assert list(written)[3:] == list(saved)
+    for key, value in saved.items():
+        assert written[key].dtype == dtype
+        assert written[key].shape == value.shape  # one row or column stays one
+        assert np.allclose(written[key], value, atol=1e-4 if dtype != np.uint8 else 0)
+
+
+def test_the_evaluation_of_diffsegmenter_reads_what_is_written(tmp_path: Path) -> None:
+    savemat(tmp_path / "a.mat", mat_dict(2, 4, 5))
+    masks = diffsegmenter.read(tmp_path / "a.mat", NAMING)
+    refined = masks.with_probabilities(maps(2, 4, 5, seed=3))
+    for name in ("b.mat", "c.mat"):
+        diffsegmenter.write(tmp_path / name, refined)
+    assert (tmp_path / "b.mat").read_bytes() == (tmp_path / "c.mat").read_bytes()
+    # As evaluation_voc12.py: the size of the last entry, all behind the first three into place key + 1.
+    found = scipy.io.loadmat(tmp_path / "b.mat")
+    stacked = np.zeros((21, *list(found.values())[-1].shape), np.float32)
+    for key in list(found)[3:]:
+        stacked[int(key) + 1] = found[key] / 255
+    stacked[0] = 0.45
+    best = refined.probabilities
+    assert (stacked.argmax(axis=0) == np.where(best.max(axis=0) > 0.45, best.argmax(axis=0) * 3 + 1, 0)).all()
+
+
+def test_masks_of_another_format_are_written_too(tmp_path: Path) -> None:
+    diffsegmenter.write(tmp_path / "a.mat", CoarseMasks((3,), ("x",), maps(1, 2, 3)))
+    written = scipy.io.loadmat(tmp_path / "a.mat")
+    assert written["2"].dtype == np.float32
+    assert np.allclose(written["2"] / 255, maps(1, 2, 3)[0], atol=1e-6)
+
+
+def test_files_of_matlab_4_are_read(tmp_path: Path) -> None:
+    saved = mat_dict(1, 3, 2)
+    savemat(tmp_path / "a.mat", saved, False, format="4")
+    assert np.allclose(diffsegmenter.read(tmp_path / "a.mat", NAMING).probabilities[0] * 255, saved["0"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({}, "holds no map"),
+        ({"cat": np.ones((2, 2))}, "an entry 'cat', expected class indices"),
+        ({"01": np.ones((2, 2))}, "an entry '01', expected class indices"),
+        ({"1": np.zeros((0, 2))}, r"class index 1: double \[0, 2\]"),
+        ({"1": np.ones((1, 2, 2))}, r"class index 1: double \[1, 2, 2\]"),
+        (
+            {"1": np.ones((2, 2)) * 255, "2": np.ones((2, 3))},
+            r"class index 2: double \[2, 3\], expected .* all the same",
+        ),
+        ({"1": "text"}, "class index 1: char"),
+        ({"1": {"a": 1}}, "class index 1: struct"),
+        ({"1": np.array([[1, "a"]], dtype=object)}, "class index 1: cell"),
+        ({"1": np.ones((2, 2), complex) * 255}, r"class index 1: complex128 \[2, 2\], expected real numbers"),
+        ({"1": np.array([[0.5, 1.0]])}, "values up to 1, diffsegmenter has 0 to 255; multiply by 255"),
+        ({"1": np.array([[-3.0, 255.0]])}, "class 'class2', over 255.*from -0.0117647 to 1"),
+        ({"1": np.array([[10.0, 300.0]])}, "class 'class2'.*to 1.17647"),
+        ({"1": np.array([[10.0, np.nan]])}, "class 'class2'.*NaN"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, saved: dict[str, Any], message: str) -> None:
+    savemat(tmp_path / "my cams.mat", saved)
+    with pytest.raises(MaskError, match=message) as caught:
+        diffsegmenter.read(tmp_path / "my cams.mat", NAMING)
+    assert "my cams.mat" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_classes_have_to_be_known(tmp_path: Path) -> None:
+    savemat(tmp_path / "a.mat", {"20": np.full((2, 2), 255.0)})
+    with pytest.raises(ClassNameError, match=r"a\.mat: class id 21"):
+        diffsegmenter.read(tmp_path / "a.mat", NAMING)
+
+
+def test_cut_and_foreign_files_give_the_typed_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.mat"
+    savemat(path, mat_dict(2, 9, 9))
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 8, 37):
+        path.write_bytes(whole[:length])
+        with pytest.raises(MaskError, match=r"a\.mat"):
+            diffsegmenter.read(path, NAMING)
+    path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(600))
+    with pytest.raises(MaskError, match="not a MATLAB file, or damaged"):
+        diffsegmenter.read(path, NAMING)
+    with pytest.raises(MaskError, match="No such file"):
+        diffsegmenter.read(tmp_path / "missing.mat", NAMING)
+    savemat(tmp_path / "labels.mat", {"groundTruth": np.ones((2, 2))})
+    for name in ("a.mat", "missing.mat", "labels.mat", "a.npy"):
+        assert diffsegmenter.recognise(tmp_path / name) is None
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.binary(min_size=1, max_size=20), st.integers(100, 400), st.booleans())
+def test_no_damage_gives_another_error(noise: bytes, place: int, compressed: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.mat"
+        savemat(path, mat_dict(1, 5, 9), compressed)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:place] + noise + whole[place + len(noise) :])
+        try:
+            diffsegmenter.read(path, Naming(("cat",)))
+        except (MaskError, ClassNameError) as error:
+            assert str(path) in str(error)
+
+
+def test_an_entry_that_unpacks_to_much_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    savemat(tmp_path / "a.mat", {"1": np.full((4, 4), 255.0)}, compressed=False)
+    whole = (tmp_path / "a.mat").read_bytes()
+    packed = zlib.compress(whole[128:] + bytes(1 << 24))
+    (tmp_path / "a.mat").write_bytes(whole[:128] + struct.pack("<II", 15, len(packed)) + packed)
+    with pytest.raises(MaskError, match="unpacks to more than 4224 bytes"):
+        diffsegmenter.read(tmp_path / "a.mat", NAMING)
+    # And one that declares it: more pixels than a picture may have.
+    header = bytearray(whole)
+    shape = header.index(struct.pack("<II", 4, 4))
+    header[shape : shape + 8] = struct.pack("<II", 100_000, 100_000)
+    packed = zlib.compress(bytes(header[128:]))
+    (tmp_path / "a.mat").write_bytes(whole[:128] + struct.pack("<II", 15, len(packed)) + packed)
+    with pytest.raises(MaskError, match="100000x100000 pixels"):
+        diffsegmenter.read(tmp_path / "a.mat", NAMING)
+
+
+def test_without_scipy_the_extra_is_named(tmp_path: Path) -> None:
+    savemat(tmp_path / "a.mat", mat_dict(1, 2, 2))
+    program = f"""
+import sys
+sys.modules["scipy"] = None
+from pathlib import Path
+from g4seg_trt.errors import MissingExtraError
+from g4seg_trt.masks import diffsegmenter
+from g4seg_trt.masks.coarse import Naming
+path = Path({str(tmp_path / "a.mat")!r})
+print(diffsegmenter.recognise(path))
+try:
+    diffsegmenter.read(path, Naming(("cat",)))
+except MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100)
+    said = f"{tmp_path / 'a.mat'}: a MATLAB file, and scipy is not installed: pip install 'g4seg-trt[mat]'"
+    assert done.stdout.splitlines() == ["a MATLAB file", said]
