@@ -151,6 +151,25 @@ def label_map(
         MaskError: if there is no class or the sizes differ.
     """
     rule = BackgroundRule.of(rule)
+    labels, best = winners(probabilities)
+    threshold = _background(rule, best, background)
+    labels[(best < threshold) | (best <= 0.0)] = 0
+    return labels
+
+
+def winners(probabilities: Sequence[Floats] | Floats) -> tuple[Labels, Floats]:
+    """The class with the largest probability at every pixel, whatever the background.
+
+    Args:
+        probabilities: as for `label_map`.
+
+    Returns:
+        1.. the classes in the order given (of equal ones the first), uint8 or uint16 [H,W] as from `label_map`; and
+        that probability, float32 [H,W].
+
+    Raises:
+        MaskError: if there is no class or the sizes differ.
+    """
     if len(probabilities) == 0:
         raise MaskError("no class to make a label map of")
     best = np.array(probabilities[0], dtype=np.float32)
@@ -160,9 +179,7 @@ def label_map(
         larger = probability > best
         labels[larger] = label
         np.copyto(best, probability, where=larger)
-    threshold = _background(rule, best, background)
-    labels[(best < threshold) | (best <= 0.0)] = 0
-    return labels
+    return labels, best
 
 
 def _background(rule: BackgroundRule, best: Floats, background: Floats | None) -> Floats | np.float32:

@@ -1,0 +1,230 @@
+"""What a set of files predicts: label pictures, or probabilities in any format of masks with a background rule."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from g4seg_trt.arrays import Array, Floats, Labels
+from g4seg_trt.atomic import reason
+from g4seg_trt.class_table import ClassTable
+from g4seg_trt.errors import InputError, MaskError
+from g4seg_trt.masks import formats
+from g4seg_trt.masks.coarse import CoarseMasks, Naming
+from g4seg_trt.masks.colours import ids_of_colours
+from g4seg_trt.masks.detect import detect
+from g4seg_trt.masks.png import IGNORE, index_values
+from g4seg_trt.picture import open_picture
+from g4seg_trt.update import BackgroundRule, label_map, winners
+
+LABELS = "index-png"
+"""The format of label pictures; every other one holds probabilities."""
+
+Read: TypeAlias = Callable[[str], Labels | CoarseMasks]
+
+NO_BACKGROUND = BackgroundRule("constant", float(np.finfo(np.float32).tiny))
+"""Every pixel gets its likeliest class: the rule of data sets whose table has no background."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predictions of a set of images.
+
+    Attributes:
+        where: the folder or file that they are in.
+        stems: the images that they are of.
+        read: stem -> what is predicted: labels, unsigned [H,W] with the table's ids, or masks; raises G4SegError.
+        taken_for: what the files are taken for, a line for each kind of file.
+        labels_only: whether all are label pictures, which are decided already.
+    """
+
+    where: Path
+    stems: Collection[str]
+    read: Read
+    taken_for: tuple[str, ...]
+    labels_only: bool
+
+    @classmethod
+    def find(cls, where: Path, table: ClassTable, known: Collection[str], asked: str | None = None) -> Predictions:
+        """Find the predictions in a folder, or in a file of a whole data set.
+
+        In a folder STEM.png is a label picture: a soft mask does not say its class. Other files, and folders STEM of
+        one PNG for each class, are masks; the first of each suffix tells the format of all.
+
+        Args:
+            where: the folder or file.
+            table: the classes.
+            known: the stems of the ground truth; a file of COCO results has numbers only.
+            asked: the format of files with one of its suffixes, where their content does not tell.
+
+        Raises:
+            InputError: if nothing is found, or two files have one stem.
+            MaskError: if no format is recognised.
+            ConfigError: if no format has the name `asked`.
+        """
+        if where.is_file():
+            return _in_file(where, table, known, asked)
+        return _in_folder(where, table, asked)
+
+
+def files_by_stem(folder: Path, wanted: Callable[[Path], bool], what: str, *, ending: str = "") -> dict[str, Path]:
+    """The entries of a folder by their stem, in the order of the names; hidden ones are left out.
+
+    Args:
+        folder: where they are.
+        wanted: whether an entry is looked at.
+        what: what the entries are, for messages.
+        ending: what the stems end in beside; it is taken off, and entries without it are left alone.
+
+    Raises:
+        InputError: if the folder cannot be read, holds no such entry, or two of one stem.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: no such folder of {what}") from error
+    except NotADirectoryError as error:
+        raise InputError(f"{folder}: not a folder, expected the folder of {what}") from error
+    except OSError as error:
+        raise InputError(f"{folder}: the folder of {what} cannot be read ({reason(error)})") from error
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = path.name if path.is_dir() else path.stem
+        if not name.endswith(ending) or not wanted(path):
+            continue
+        # File systems differ in the form of their names.
+        stem = unicodedata.normalize("NFC", name[: len(name) - len(ending)])
+        if stem in found:
+            raise InputError(f"{folder}: {found[stem].name} and {path.name} are both {what} of {stem!r}")
+        found[stem] = path
+    if not found:
+        raise InputError(f"{folder}: holds none of the {what}" + (f", whose names end in {ending}" if ending else ""))
+    return found
+
+
+def is_png(path: Path) -> bool:
+    """Whether a path is that of a label picture."""
+    return path.suffix.lower() == ".png" and not path.is_dir()
+
+
+def read_labels(path: Path) -> Labels:
+    """Read a label picture: the values of a palette or grey PNG, or ids by PASCAL VOC's colours.
+
+    Returns:
+        uint8 or uint16 [H,W].
+
+    Raises:
+        MaskError: if the file is missing, damaged or too large, or has a colour that VOC does not have.
+    """
+    picture = open_picture(path, MaskError)
+    if picture.mode in ("RGB", "RGBA"):
+        return ids_of_colours(path, picture)
+    if picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
+        raise MaskError(f"{path}: a picture of mode {picture.mode}, a label picture is a palette or grey PNG")
+    return index_values(path, picture)
+
+
+def background_of(masks: CoarseMasks, table: ClassTable, rule: BackgroundRule | None) -> BackgroundRule:
+    """The rule that decides: the one given, else the source's own, else constant:0.5, or none without background."""
+    return rule or masks.rule or (BackgroundRule() if table.background else NO_BACKGROUND)
+
+
+def decide(masks: CoarseMasks, rules: Iterable[BackgroundRule]) -> Iterator[Labels]:
+    """The labels of some masks under each of the rules.
+
+    Args:
+        masks: of one image.
+        rules: background rules.
+
+    Returns:
+        For each rule uint8 or uint16 [H,W]: class ids, 0 background, 255 where the source gives no label.
+
+    Raises:
+        ConfigError: for the rule channel if the masks come without a background.
+        MaskError: if the background has another size.
+    """
+    ids: Array = np.array([0, *masks.ids], dtype=np.uint16 if max(masks.ids, default=0) > IGNORE else np.uint8)
+    label: Labels
+    best: Floats
+    if masks.ids:
+        label, best = winners(masks.probabilities)
+    else:
+        label, best = np.zeros(masks.size, dtype=np.uint8), np.zeros(masks.size, dtype=np.float32)
+    for rule in rules:
+        labels: Labels = ids[label * label_map([best], rule, masks.background)]
+        if masks.ignored is not None:
+            labels[masks.ignored] = IGNORE
+        yield labels
+
+
+def labels_under(
+    prediction: Labels | CoarseMasks, table: ClassTable, rule: BackgroundRule | None, more: Sequence[BackgroundRule]
+) -> tuple[Labels, list[Labels]]:
+    """The labels of one image under the set's rule, and under each of some more; none of those for a label picture.
+
+    Raises:
+        G4SegError: as `decide`.
+    """
+    if not isinstance(prediction, CoarseMasks):
+        return prediction, []
+    labels, *others = decide(prediction, [background_of(prediction, table, rule), *more])
+    return labels, others
+
+
+def _in_folder(folder: Path, table: ClassTable, asked: str | None) -> Predictions:
+    # A file of a whole data set is given itself.
+    single = [one for one in formats.FORMATS.values() if isinstance(one, formats.Format)]
+    suffixes = {suffix for one in single for suffix in one.suffixes}
+    files = files_by_stem(folder, lambda path: path.is_dir() or path.suffix.lower() in suffixes, "predictions")
+    naming = Naming(table=table)
+    readers: dict[str, formats.Format] = {}
+    taken_for = []
+    for path in files.values():
+        kind = _kind(path)
+        if kind in readers:
+            continue
+        wanted = LABELS if is_png(path) and asked is None else asked
+        if wanted is not None and kind not in (formats.format_named(wanted).suffixes or ("",)):
+            wanted = None
+        if is_png(path) and wanted == LABELS:
+            found, evidence = formats.format_named(LABELS), f"{path.name}: {LABELS}, as label pictures are"
+        else:
+            detected = detect(path, wanted, naming)
+            found, evidence = detected.format, detected.evidence
+        if not isinstance(found, formats.Format):
+            raise MaskError(f"{path}: {found.name} holds a whole data set; give the file itself")
+        readers[kind] = found
+        taken_for.append(evidence)
+
+    def read(stem: str) -> Labels | CoarseMasks:
+        path = files[stem]
+        reader = readers[_kind(path)]
+        return read_labels(path) if reader.name == LABELS else reader.read(path, naming)
+
+    labels_only = {reader.name for reader in readers.values()} == {LABELS}
+    return Predictions(folder, files.keys(), read, tuple(taken_for), labels_only)
+
+
+def _in_file(path: Path, table: ClassTable, known: Collection[str], asked: str | None) -> Predictions:
+    naming = Naming(table=table)
+    detected = detect(path, asked, naming)
+    if isinstance(detected.format, formats.Format):
+        raise InputError(f"{path}: {detected.format.name} is the masks of one image; give the folder that it is in")
+    collection = detected.format.open(path, naming)
+    there = dict.fromkeys(collection.stems())
+    key_of = detected.format.key_of
+    keys = {stem: key for stem in known if (key := key_of(stem)) in there}
+    stems: dict[str, str] = {**keys, **{key: key for key in there if key not in set(keys.values())}}
+    return Predictions(
+        path, stems.keys(), lambda stem: collection.read(stems[stem]), (detected.evidence,), labels_only=False
+    )
+
+
+def _kind(path: Path) -> str:
+    """What the format of a file is looked for by: its suffix, or "" for a folder."""
+    return "" if path.is_dir() else path.suffix.lower()
