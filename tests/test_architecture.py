@@ -45,7 +45,7 @@ FLOORS = (
     {"arrays", "atomic", "errors", "timing"},
     {"config", "class_table", "picture", "prompt", "inputs"},
     {"geometry", "correspondence", "soften"},
-    {"update", "masks", "overlay", "evaluate"},
+    {"update", "masks", "overlay", "postprocess", "evaluate"},
     {"injection"},
     {"chain", "preparation"},
     {"torch_chain"},

@@ -207,13 +207,13 @@ def main(argv: list[str] | None = None) -> int:
         record |= {"engine": load_engine(directory).model.id, "config": config.to_mapping()}
         if options.only in (None, "ablation"):
             scores = {name: score(samples, method, name) for name, method in ablation(refiner, encoder, config).items()}
-            record["ablation"] = {name: _groups(result) for name, result in scores.items()}
+            record["ablation"] = {name: groups(result) for name, result in scores.items()}
             record["grid_over_pixel"] = paired(scores["EMI + SCA + CF"], scores["EMI + SCA + CF, pixel"])
             print(table(scores))
             print("\ngrid over pixel, points of mean IoU:", record["grid_over_pixel"])
         if options.only in (None, "timesteps"):
             sweep = {t: score(samples, refine_with(refiner, replace(config, timestep=t)), f"t={t}") for t in TIMESTEPS}
-            record["timesteps"] = {str(t): _groups(result) for t, result in sweep.items()}
+            record["timesteps"] = {str(t): groups(result) for t, result in sweep.items()}
             print("\n" + table({f"t={t}": result for t, result in sweep.items()}))
         if options.only in (None, "injection"):
             record["injection"] = injection_effect(refiner, samples, config)
@@ -230,7 +230,8 @@ def paired(one: Score, other: Score) -> dict[str, float]:
     return {"mean": round(float(difference.mean()), 2), "error": round(float(error), 2)}
 
 
-def _groups(result: Score) -> dict[str, dict[str, float]]:
+def groups(result: Score) -> dict[str, dict[str, float]]:
+    """Summaries of all, of each severity and of each kind that there is."""
     parts = {"all": result} | {s: result.part(severity=s) for s in SEVERITIES} | {k: result.part(kind=k) for k in KINDS}
     return {label: part.summary() for label, part in parts.items() if len(part.before)}
 
