@@ -72,7 +72,7 @@ def draw_overlay(image: Bytes, before: Labels, after: Labels, names: Sequence[st
     for row, entries in enumerate(legend):
         y = canvas_height - (len(legend) - row) * title + _MARGIN // 2
         for x, label, text in entries:
-            pen.rectangle((x, y + 3, x + _FONT - 4, y + _FONT - 1), fill=_colour(label))
+            pen.rectangle((x, y + 3, x + _FONT - 4, y + _FONT - 1), fill=class_colour(label))
             pen.text((x + _FONT, y - 1), text, fill="black", font=font)
     return np.array(canvas, dtype=np.uint8)
 
@@ -98,16 +98,17 @@ def write_overlay(path: Path, picture: Bytes) -> None:
         Image.fromarray(picture).save(file, format=SUFFIXES[path.suffix.lower()], quality=92)
 
 
-def _panel(image: Bytes, labels: Labels) -> Bytes:
-    height, width = image.shape[:2]
-    enlarge = math.ceil(_SHORTEST / max(height, width))
-    reduce = math.ceil(math.sqrt(height * width / _LARGEST))
-    if reduce > 1:
-        image = np.asarray(Image.fromarray(image).reduce(reduce))
-        # Pillow rounds the reduced size up, as slicing does; the labels keep whole values.
-        labels = labels[::reduce, ::reduce]
-    picture = _enlarged(image, enlarge).astype(np.float32)
-    labels = _enlarged(labels, enlarge)
+def tint_classes(image: Bytes, labels: Labels) -> Bytes:
+    """Tint and outline the classes on a picture, in its own size.
+
+    Args:
+        image: uint8 RGB [H,W,3].
+        labels: unsigned [H,W]: 0 background, 1.. the classes.
+
+    Returns:
+        uint8 RGB [H,W,3].
+    """
+    picture = image.astype(np.float32)
     inside = labels > 0
     colours = _COLOURS[(labels.astype(np.int64) - 1) % len(_COLOURS)]
     picture[inside] = (1.0 - _TINT) * picture[inside] + _TINT * colours[inside]
@@ -116,6 +117,23 @@ def _panel(image: Bytes, labels: Labels) -> Bytes:
     picture[edge & ~inside] *= 0.3  # a dark line outside keeps the outline visible on any background
     picture[edge & inside] = colours[edge & inside]
     return np.rint(picture).astype(np.uint8)
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """The colour (red, green, blue) of a label, 1 or more."""
+    red, green, blue = (int(value) for value in _COLOURS[(label - 1) % len(_COLOURS)])
+    return red, green, blue
+
+
+def _panel(image: Bytes, labels: Labels) -> Bytes:
+    height, width = image.shape[:2]
+    enlarge = math.ceil(_SHORTEST / max(height, width))
+    reduce = math.ceil(math.sqrt(height * width / _LARGEST))
+    if reduce > 1:
+        image = np.asarray(Image.fromarray(image).reduce(reduce))
+        # Pillow rounds the reduced size up, as slicing does; the labels keep whole values.
+        labels = labels[::reduce, ::reduce]
+    return tint_classes(_enlarged(image, enlarge), _enlarged(labels, enlarge))
 
 
 def _enlarged(values: Array, factor: int) -> Array:
@@ -160,8 +178,3 @@ def drawable(name: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, widt
     while text and font.getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."
-
-
-def _colour(label: int) -> tuple[int, int, int]:
-    red, green, blue = (int(value) for value in _COLOURS[(label - 1) % len(_COLOURS)])
-    return red, green, blue

@@ -50,7 +50,7 @@ FLOORS = (
     {"chain", "preparation"},
     {"torch_chain"},
     {"backends"},
-    {"refinement", "run", "matches"},
+    {"refinement", "run", "matches", "report"},
     {"stream"},
     {"refiner"},
     {"diagnosis"},
