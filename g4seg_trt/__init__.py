@@ -18,6 +18,7 @@ from g4seg_engine.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from g4seg_trt.config import PRESETS, RefineConfig, resolve_config
+    from g4seg_trt.dataset.source import DatasetSource
     from g4seg_trt.errors import (
         ClassNameError,
         ConfigError,
@@ -36,6 +37,7 @@ __all__ = [
     "BackgroundRule",
     "ClassNameError",
     "ConfigError",
+    "DatasetSource",
     "G4SegError",
     "ImageError",
     "InputError",
@@ -55,6 +57,7 @@ _HOMES = {
     "BackgroundRule": "update",
     "ClassNameError": "errors",
     "ConfigError": "errors",
+    "DatasetSource": "dataset.source",
     "G4SegError": "errors",
     "ImageError": "errors",
     "InputError": "errors",

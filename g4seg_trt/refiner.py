@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias, TypeVar
 
+from g4seg_engine import codec
 from g4seg_engine.manifest import Manifest, load_engine
+from g4seg_engine.version import VERSION
 from g4seg_trt.arrays import Array
 from g4seg_trt.backends import Execution, choose, open_chain
 from g4seg_trt.chain import Chain, EncodedImage
 from g4seg_trt.config import RefineConfig, resolve_config
+from g4seg_trt.dataset.layout import Layout
+from g4seg_trt.dataset.run import Result, RunOptions, refine_into, refine_items, run_settings
+from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.errors import ConfigError, G4SegError, ImageError
 from g4seg_trt.preparation import Preparation, PreparedImage, prepare_image, prepare_masks
 from g4seg_trt.prompt import PromptEncoder
 from g4seg_trt.refinement import KEEP, Refinement, assemble, check_keep
 from g4seg_trt.run import Run, TextEmbeddings
-from g4seg_trt.stream import Stream, prefetched
+from g4seg_trt.stream import Loaded, Stream, prefetched
 from g4seg_trt.update import BackgroundRule
 
 __all__ = ["EMBEDDED", "KEEP", "Refinement", "Refiner", "engine_directory"]
 
 Key = TypeVar("Key")
-Load: TypeAlias = Callable[[], tuple[Array, Mapping[str, Array]]]
+Load: TypeAlias = Callable[[], Loaded]
 
 EMBEDDED: Mapping[str, Path] = {"tiny": Path(__file__).parent / "assets" / "tiny"}
 """Engines that come with the package, by name."""
@@ -220,7 +226,7 @@ class Refiner:
         config: RefineConfig | None = None,
         keep: Collection[str] = (),
         prefetch: int = 2,
-    ) -> Iterator[tuple[Key, Refinement | G4SegError]]:
+    ) -> Generator[tuple[Key, Refinement | G4SegError], None, None]:
         """Refine the masks of many images; the image of `set_image` is left alone.
 
         Loading, checks and resizing run ahead in a thread; pairs of several images share batches. Results are
@@ -228,8 +234,9 @@ class Refiner:
 
         Args:
             items: a key of any kind, and a function that returns the image (uint8 RGB [H,W,3]) and its masks
-                (see `refine`). It runs in the thread, so it should not touch what the caller touches.
-            background: as in `refine`.
+                (see `refine`), and as a third the background rule if this image has its own. It runs in the
+                thread, so it should not touch what the caller touches.
+            background: as in `refine`, for images without a rule of their own.
             config: settings for this call.
             keep: as in `refine`.
             prefetch: images to load ahead, 1 or more.
@@ -247,17 +254,84 @@ class Refiner:
         run = self._run(config, keep)
         rule = BackgroundRule.of(background)
 
-        def prepare(loaded: tuple[Array, Mapping[str, Array]]) -> tuple[PreparedImage, Preparation]:
-            pixels, masks = loaded
-            image = prepare_image(pixels, self._chain.dims.square)
-            return image, self._prepare_masks(masks, image, run.config, rule)
+        def prepare(loaded: Loaded) -> tuple[PreparedImage, Preparation]:
+            image = prepare_image(loaded[0], self._chain.dims.square)
+            own = loaded[2] if len(loaded) == 3 else rule
+            return image, self._prepare_masks(loaded[1], image, run.config, own)
 
-        def results() -> Iterator[tuple[Key, Refinement | G4SegError]]:
+        def results() -> Generator[tuple[Key, Refinement | G4SegError], None, None]:
             stream: Stream[Key] = Stream(self._chain, run)
             with closing(prefetched(items, prepare, prefetch)) as prepared:
                 yield from stream.refine(prepared)
 
         return results()
+
+    def refine_dataset(
+        self,
+        source: DatasetSource,
+        output: str | Path | None = None,
+        *,
+        background: BackgroundRule | str | None = None,
+        config: RefineConfig | None = None,
+        resume: bool = False,
+        overlay: bool = False,
+        matches: bool = False,
+        shard: tuple[int, int] | None = None,
+        limit: int | None = None,
+        keep: Collection[str] = (),
+        prefetch: int = 2,
+    ) -> Generator[Result, None, None]:
+        """Refine the masks of a data set, as the command does.
+
+            source = DatasetSource.from_folders("images", "masks", class_name="cat")
+            for result in refiner.refine_dataset(source, "refined", resume=True):
+                print(result.stem, result.error or result.state)
+
+        Args:
+            source: the images and their masks.
+            output: folder for the outputs and the records of what is done; None writes nothing. It is locked until
+                the last result is taken or the iterator is closed: it belongs to one run at a time.
+            background: the background rule of all images; None takes the masks' own, or else "constant:0.5".
+            config: settings for this call.
+            resume: go on in a folder that holds results: images whose record says that image, masks, settings and
+                engine are the same, and whose files are there, are skipped. Without it such a folder is refused.
+            overlay: write pictures before | after.
+            matches: write pictures of the matches.
+            shard: (i, n) for every n-th image from the i-th on, i from 1; shards may share an output folder.
+            limit: how many images at most. Masks that came in one file for all images are written as one file by a
+                run without shard and limit.
+            keep: as in `refine`.
+            prefetch: images to load ahead, 1 or more.
+
+        Yields:
+            A Result for each image, in order, once its files are whole and recorded. What is wrong with one image is
+            in its result; the others go on.
+
+        Raises:
+            ConfigError: for a setting that is not allowed.
+            OutputError: if the output folder cannot be written, belongs to another run, holds results without `resume`,
+                or the disk is full. What was finished stays.
+            EngineError: if a network fails.
+        """
+        rule = None if background is None else BackgroundRule.of(background)
+        part = source.part(shard, limit)
+        settings = run_settings(self.fingerprint(), config or self.config, rule, source.table)
+        options = RunOptions(config or self.config, rule, check_keep(keep), prefetch)
+        if output is None:
+            return refine_items(self, part, settings, options)
+        layout = Layout(Path(output), overlay, matches, source.keeps_names)
+        return refine_into(self, part, settings, options, layout, resume=resume, shard=shard)
+
+    def fingerprint(self) -> dict[str, str]:
+        """What results depend on beside inputs and settings: version, engine manifest sha256, backend, precision."""
+        execution = self._execution
+        manifest = "" if self._manifest is None else codec.dump(self._manifest)
+        return {
+            "version": VERSION,
+            "engine manifest sha256": hashlib.sha256(manifest.encode("utf-8")).hexdigest(),
+            "backend": "" if execution is None else execution.backend,
+            "compute precision": "" if execution is None else execution.compute_precision,
+        }
 
     def _run(self, config: RefineConfig | None, keep: Collection[str]) -> Run:
         return Run(self._chain, self._texts, config or self.config, check_keep(keep))

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
+from g4seg_trt.arrays import Array
 from g4seg_trt.chain import Chain, ClassMask
 from g4seg_trt.errors import G4SegError
 from g4seg_trt.preparation import Preparation, PreparedImage
 from g4seg_trt.refinement import ClassResult, Refinement, assemble
 from g4seg_trt.run import Run
 from g4seg_trt.timing import Timings
+from g4seg_trt.update import BackgroundRule
+
+Loaded: TypeAlias = tuple[Array, Mapping[str, Array]] | tuple[Array, Mapping[str, Array], BackgroundRule]
+"""An image and its masks, with the background rule if it is this image's own."""
 
 Key = TypeVar("Key")
-Loaded = TypeVar("Loaded")
+Raw = TypeVar("Raw")
 Prepared = TypeVar("Prepared")
 
 
 def prefetched(
-    items: Iterable[tuple[Key, Callable[[], Loaded]]],
-    prepare: Callable[[Loaded], Prepared],
+    items: Iterable[tuple[Key, Callable[[], Raw]]],
+    prepare: Callable[[Raw], Prepared],
     ahead: int,
 ) -> Generator[tuple[Key, Prepared | G4SegError], None, None]:
     """Load and prepare up to `ahead` items in a thread while the caller works.
@@ -32,7 +37,7 @@ def prefetched(
         exception is raised when its item's turn comes.
     """
 
-    def attempt(load: Callable[[], Loaded]) -> Prepared | G4SegError:
+    def attempt(load: Callable[[], Raw]) -> Prepared | G4SegError:
         try:
             return prepare(load())
         except G4SegError as error:

@@ -28,12 +28,13 @@ from g4seg_engine.manifest import read_manifest
 from g4seg_export.tiny.scenes import SIZE
 from g4seg_trt.cli import refine
 from g4seg_trt.cli.common import DONE, new_parser, run
-from g4seg_trt.cli.jobs import Job, Layout
-from g4seg_trt.cli.outputs import make_folders
-from g4seg_trt.cli.pairing import pair, read_classes
+from g4seg_trt.dataset.job import Job, Plan
+from g4seg_trt.dataset.layout import Layout
+from g4seg_trt.dataset.names import read_classes
+from g4seg_trt.dataset.source import DatasetSource
+from g4seg_trt.outputs import make_folders
 from g4seg_trt.refiner import Refiner, engine_directory
 from g4seg_trt.timing import STAGES, Timings
-from g4seg_trt.update import BackgroundRule
 
 PREPARE = "resize"
 """The stage that a folder run does beside the networks, in the thread that reads."""
@@ -47,21 +48,23 @@ def one_by_one(engine: str, scenes: Path, output: Path) -> dict[str, float]:
     Returns:
         Seconds in all and for decode, prepare, compute and write, and the cores that were busy on average.
     """
-    items = pair(scenes / "images", scenes / "masks", classes=read_classes(scenes / "classes.json"))
-    layout = Layout(output, overlay=False)
+    classes = read_classes(scenes / "classes.json")
+    source = DatasetSource.from_folders(scenes / "images", scenes / "masks", classes=classes)
+    layout = Layout(output)
     make_folders(layout.folders())
     spent = Timings()
     with Refiner.from_engine(engine) as refiner:
         start, busy = perf_counter(), process_time()
-        for item in items:
-            job = Job(item, layout, BackgroundRule())
+        plan = Plan("", "", refiner.config, None, None, layout)
+        for item in source:
+            job = Job(item, plan, None)
             with spent.stage("decode"):
-                image, masks = job.load()
+                image, masks, rule = job.load()
             with spent.stage("compute"):
                 refiner.set_image(image)
-                refinement = refiner.refine(masks)
+                refinement = refiner.refine(masks, background=rule)
             with spent.stage("write"):
-                job.finish(refinement, refiner.config)
+                job.finish(refinement)
             spent.add({"prepare": refinement.timings[PREPARE]})
         total, busy = perf_counter() - start, process_time() - busy
     spent["compute"] -= spent["prepare"]

@@ -13,8 +13,8 @@ from g4seg_engine.version import VERSION
 from g4seg_trt.atomic import check_writable
 from g4seg_trt.cli.common import DONE, STDOUT, new_parser, run, say, write_json
 from g4seg_trt.cli.options import BACKENDS
-from g4seg_trt.cli.outputs import check_folder
 from g4seg_trt.errors import ConfigError, OutputError
+from g4seg_trt.outputs import check_folder
 
 if TYPE_CHECKING:
     from g4seg_engine.compilation import TensorRTCompiler

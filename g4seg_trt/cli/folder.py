@@ -1,13 +1,12 @@
-"""g4seg-refine on a folder: resumable; a bad file is reported at the end and the others are done."""
+"""g4seg-refine on a folder: arguments, progress and what is printed. The run itself: g4seg_trt.dataset."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,215 +14,181 @@ from typing import Any
 from tqdm import tqdm
 
 from g4seg_trt.atomic import check_writable
-from g4seg_trt.cli.common import DONE, SOME_FAILED, STDOUT, say, write_json
+from g4seg_trt.class_table import ClassTable
+from g4seg_trt.cli.common import DONE, INTERRUPTED, SOME_FAILED, STDOUT, one_line, say, write_json
 from g4seg_trt.cli.facts import open_refiner, percent, run_facts, say_note, seconds, stages
-from g4seg_trt.cli.jobs import Job, Layout
-from g4seg_trt.cli.measures import ClassFigures, mean_iou
-from g4seg_trt.cli.outputs import check_distinct, check_folder, folder_files, make_folders
-from g4seg_trt.cli.pairing import Item, check_names, input_files, pair, read_classes
-from g4seg_trt.cli.record import REMEDY, RunRecord
-from g4seg_trt.config import RefineConfig
+from g4seg_trt.cli.signals import asked_to_end
+from g4seg_trt.cli.tally import MOST_IMAGES, Tally
+from g4seg_trt.dataset.collected import Collected, write_collected
+from g4seg_trt.dataset.folder import OutputFolder, check_output
+from g4seg_trt.dataset.layout import Layout
+from g4seg_trt.dataset.names import check_names, read_classes, read_list
+from g4seg_trt.dataset.run import Result, RunOptions, refine_items, run_settings
+from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.errors import G4SegError, OutputError
-from g4seg_trt.matches import NEEDED
-from g4seg_trt.refinement import Refinement
-from g4seg_trt.refiner import Refiner, engine_directory
-from g4seg_trt.timing import Timings
+from g4seg_trt.outputs import check_distinct, folder_files
+from g4seg_trt.refiner import engine_directory
 from g4seg_trt.update import BackgroundRule
-
-_WRITES_WAITING = 4
-"""Refined images that may wait for the disk; more would only fill the memory."""
-
-
-@dataclass
-class _Tally:
-    """What became of the images, by stem."""
-
-    images: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    figures: list[ClassFigures] = field(default_factory=list)
-    softened: int = 0
-    skipped: int = 0
-    timings: Timings = field(default_factory=Timings)
-
-    def refined(self, item: Item, measured: dict[str, ClassFigures], refinement: Refinement) -> None:
-        self._add(item, measured, skipped=False)
-        report = self.images[item.stem]
-        for name, share in refinement.softened.items():
-            report["classes"][name]["softened"] = share
-            self.softened += share > 0
-        report["timings"] = seconds(refinement.timings)
-        report["warnings"] = refinement.warnings
-        self.warnings += [f"{item.stem}: {warning}" for warning in refinement.warnings]
-        self.timings.add(refinement.timings)
-
-    def skip(self, item: Item, measured: dict[str, ClassFigures]) -> None:
-        self.skipped += 1
-        self._add(item, measured, skipped=True)
-
-    def _add(self, item: Item, measured: dict[str, ClassFigures], *, skipped: bool) -> None:
-        self.figures += measured.values()
-        classes = {name: one.to_mapping() for name, one in measured.items()}
-        self.images[item.stem] = {"image": str(item.image), "skipped": skipped, "classes": classes}
 
 
 def refine_folder(arguments: argparse.Namespace) -> int:
     """Refine the masks of --images and write OUTPUT/probability, label, overlay and matches.
 
-    Images whose outputs are all there are skipped. With --ground-truth they still count in the means. OUTPUT/run.json
-    tells what the outputs were made with: a run with other settings is refused, an image with other classes redone.
-
     Returns:
-        The exit code: SOME_FAILED if an image could not be done.
+        The exit code: SOME_FAILED if an image could not be done, INTERRUPTED if the run was asked to end.
 
     Raises:
-        G4SegError: for what concerns all images; nothing is written then, unless it is the disk that fails.
+        G4SegError: for what concerns all images; nothing is written then, unless it is the disk or a network that
+            fails: what was finished stays, and is told.
     """
     start = perf_counter()
-    rule = BackgroundRule.parse(arguments.background)
-    layout = Layout(Path(arguments.output), arguments.overlay is not None, arguments.matches is not None)
-    items = _find(arguments, layout)
-    jobs = [Job(item, layout, rule) for item in items]
-    tally = _Tally()
+    rule = None if arguments.background is None else BackgroundRule.parse(arguments.background)
+    table = _table(arguments)
+    whole = _source(arguments, table)
+    source = whole.part(arguments.shard, arguments.limit)
+    layout = Layout(
+        Path(arguments.output), arguments.overlay is not None, arguments.matches is not None, whole.keeps_names
+    )
+    check_output(layout, _inputs(arguments, whole), resume=arguments.resume, shard=arguments.shard)
+    _check_report(arguments, whole, layout)
+    tally = Tally({} if arguments.json is not None and len(source) <= MOST_IMAGES else None)
     with tally.timings.stage("open"):
         refiner, config = open_refiner(arguments)
+    stopped_by: G4SegError | None = None
     with refiner:
         facts = run_facts(arguments, refiner, config)
-        _claim(layout, _settings(facts, rule), jobs)
-        say_note(refiner)
-        todo = [job for job in jobs if not layout.is_done(job.item.stem)]
-        _skip([job for job in jobs if layout.is_done(job.item.stem)], tally, arguments.ground_truth is not None)
-        _refine(refiner, config, rule, todo, tally, keep=NEEDED if layout.matches else ())
+        settings = run_settings(refiner.fingerprint(), config, rule, table)
+        with (
+            OutputFolder.open(layout, settings, resume=arguments.resume, shard=arguments.shard) as folder,
+            asked_to_end() as asked,
+        ):
+            say_note(refiner)
+            _say_changes(folder.records.before, settings)
+            options = RunOptions(config, rule, stopped=asked)
+            try:
+                with closing(refine_items(refiner, source, settings, options, folder)) as results:
+                    _follow(results, source, tally)
+                if not asked():
+                    _say_collected(write_collected(source, layout, tally.failures))
+            except G4SegError as error:
+                stopped_by = error
+            interrupted = asked()
     tally.timings["total"] = perf_counter() - start
+    _tell(arguments, layout, len(source), tally)
+    if stopped_by is not None:
+        stopped_by = type(stopped_by)(f"{stopped_by}; {tally.done} images are done, go on with --resume")
     if arguments.json is not None:
-        write_json(arguments.json, _report(arguments, facts, items, tally))
-    _tell(arguments, layout, items, tally)
+        try:
+            write_json(arguments.json, _report(arguments, facts, source, layout, tally))
+        except OutputError as error:  # on the same full disk
+            raise stopped_by or error from error
+    if stopped_by is not None:
+        raise stopped_by
+    if interrupted:
+        say(f"g4seg-refine: interrupted: {tally.done} of {len(source)} images are done, go on with --resume")
+        return INTERRUPTED
     return SOME_FAILED if tally.failures else DONE
 
 
-def _find(arguments: argparse.Namespace, layout: Layout) -> list[Item]:
-    """The images with their masks, once it is certain that no output would overwrite an input."""
-    for folder in [layout.root, *(layout.folders() if layout.root.is_dir() else [])]:
-        check_folder(folder)
+def _table(arguments: argparse.Namespace) -> ClassTable | None:
+    if arguments.class_table is not None:
+        return ClassTable.read(Path(arguments.class_table))
+    return None if arguments.dataset is None else ClassTable.of_dataset(arguments.dataset)
+
+
+def _source(arguments: argparse.Namespace, table: ClassTable | None) -> DatasetSource:
     name = check_names([arguments.class_name], "--class-name")[0] if arguments.class_name is not None else None
-    images, masks = Path(arguments.images), Path(arguments.masks)
-    truth = Path(arguments.ground_truth) if arguments.ground_truth is not None else None
-    classes = read_classes(Path(arguments.classes)) if arguments.classes is not None else None
-    items = pair(images, masks, class_name=name, classes=classes, truth=truth)
-    inputs = input_files(images, masks, truth, layout.all_folders())
-    inputs += folder_files(engine_directory(arguments.engine))
-    outputs = [layout.record, *(path for item in items for path in layout.possible(item.stem))]
-    if arguments.classes is not None:
-        inputs.append(Path(arguments.classes))
-    if arguments.json not in (None, STDOUT):
-        outputs.append(Path(arguments.json))
-        check_writable(outputs[-1])
-    check_distinct(outputs, inputs)
-    return items
+    return DatasetSource.from_folders(
+        arguments.images,
+        arguments.masks,
+        class_name=name,
+        classes=read_classes(Path(arguments.classes)) if arguments.classes is not None else None,
+        truth=arguments.ground_truth,
+        names=read_list(Path(arguments.list)) if arguments.list is not None else None,
+        table=table,
+        format=arguments.format,
+    )
 
 
-def _settings(facts: dict[str, Any], rule: BackgroundRule) -> dict[str, Any]:
-    """What the results depend on beside the images, their masks and their classes."""
-    return {
-        "version": facts["version"],
-        "engine manifest sha256": facts["engine"]["manifest_sha256"],
-        "backend": facts["backend"],
-        "compute precision": facts["compute_precision"],
-        "background": str(rule),
-        **facts["config"],
-    }
+def _inputs(arguments: argparse.Namespace, source: DatasetSource) -> Iterator[Path]:
+    """Every file that the run reads."""
+    yield from (Path(path) for path in (arguments.classes, arguments.list, arguments.class_table) if path is not None)
+    yield from folder_files(engine_directory(arguments.engine))
+    yield from source.files()
 
 
-def _claim(layout: Layout, settings: dict[str, Any], jobs: Sequence[Job]) -> None:
-    """Make the output folders and their record, unless they hold results of a run with other settings.
-
-    Files of images whose classes are not those recorded are removed first: should the run end early, the record
-    never vouches for them.
-
-    Raises:
-        OutputError: if the output folder belongs to another run or cannot be written.
-    """
-    record = RunRecord.read(layout.record)
-    if record is not None:
-        record.check_same(settings, layout.root)
-    elif layout.has_results():
-        raise OutputError(f"{layout.root} holds results and no {layout.record.name} to go on from: {REMEDY}")
-    make_folders(layout.folders())
-    before = record.classes if record is not None else {}
-    now = {job.item.stem: names for job in jobs if (names := job.classes()) is not None}
-    for stem, names in now.items():
-        if before.get(stem) != names:
-            layout.remove(stem)
-    RunRecord(settings, {**before, **now}).write(layout.record)
+def _check_report(arguments: argparse.Namespace, source: DatasetSource, layout: Layout) -> None:
+    """Check that --json is a place of its own; raises OutputError."""
+    if arguments.json in (None, STDOUT):
+        return
+    path = Path(arguments.json)
+    check_writable(path)
+    if path.parent.resolve() in {folder.resolve() for folder in (*layout.all_folders(), layout.records)}:
+        raise OutputError(f"cannot write {path}: {path.parent} is for what belongs to the images; choose another name")
+    if path.exists():  # only what is there can be an input
+        check_distinct([path], _inputs(arguments, source))
 
 
-def _skip(done: Sequence[Job], tally: _Tally, measure: bool) -> None:
-    for job in done:
-        try:
-            tally.skip(job.item, job.measure_done() if measure else {})
-        except G4SegError as error:
-            tally.failures[job.item.stem] = str(error)
-
-
-def _refine(
-    refiner: Refiner,
-    config: RefineConfig,
-    rule: BackgroundRule,
-    todo: Sequence[Job],
-    tally: _Tally,
-    *,
-    keep: Sequence[str],
-) -> None:
-    """Refine what is to do: reading runs ahead in a thread of the Refiner, writing follows in another."""
+def _follow(results: Iterator[Result], source: DatasetSource, tally: Tally) -> None:
+    """Count results in, with a progress bar, and say of each format of masks what it was recognised by."""
     terminal = sys.stderr.isatty()
-    bar = tqdm(
-        total=len(todo),
+    with tqdm(
+        total=len(source),
         desc="refine",
         unit="image",
         file=sys.stderr,
-        disable=not todo,
         mininterval=0.1 if terminal else 10.0,  # a log file gets a line now and then
-    )
-    written: deque[tuple[Job, Refinement, Future[tuple[dict[str, ClassFigures], float]]]] = deque()
-
-    def settle() -> None:
-        job, refinement, future = written.popleft()
-        measured, spent = future.result()
-        tally.timings.add({"write": spent})
-        tally.refined(job.item, measured, refinement)
-        bar.update()
-
-    with bar, ThreadPoolExecutor(max_workers=1, thread_name_prefix="g4seg-write") as writer:
-        loads = ((job, job.load) for job in todo)
-        for job, outcome in refiner.refine_many(loads, background=rule, config=config, keep=keep):
-            if isinstance(outcome, G4SegError):
-                job.drop()
-                tally.failures[job.item.stem] = str(outcome)
-                bar.update()
-                continue
-            written.append((job, outcome, writer.submit(_timed_finish, job, outcome, config)))
-            if len(written) > _WRITES_WAITING:
-                settle()
-        while written:
-            settle()
+    ) as bar:
+        for result in results:
+            name, evidence = result.taken_for
+            if name and name not in tally.formats:
+                bar.write(one_line(f"masks: {evidence}"), file=sys.stderr)
+            tally.add(result, source.images)
+            counts = {"skipped": tally.skipped, "failed": len(tally.failures)}
+            bar.set_postfix({word: count for word, count in counts.items() if count}, refresh=False)
+            bar.update()
 
 
-def _timed_finish(job: Job, refinement: Refinement, config: RefineConfig) -> tuple[dict[str, ClassFigures], float]:
-    start = perf_counter()
-    return job.finish(refinement, config), perf_counter() - start
+def _say_changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """What differs from the run before, whose images are then done again."""
+    if before is None:
+        return
+    changes = [
+        f"{name} {_shown(before.get(name))}, now {_shown(now.get(name))}"
+        for name in {**now, **before}
+        if before.get(name) != now.get(name)
+    ]
+    if changes:
+        say(f"settings changed ({'; '.join(changes)}): images done with others are done again")
+
+
+def _say_collected(collected: Collected | None) -> None:
+    """Whose masks are in the file of all images as they came."""
+    if collected is not None and collected.unrefined:
+        first, number = collected.unrefined[0], len(collected.unrefined)
+        say(f"warning: {collected.path} has the masks of {number} images as they came (first: {first}): not refined")
+
+
+def _shown(value: object) -> str:
+    """A setting for people; hashes shortened."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
 
 
 def _report(
-    arguments: argparse.Namespace, facts: dict[str, Any], items: Sequence[Item], tally: _Tally
+    arguments: argparse.Namespace, facts: dict[str, Any], source: DatasetSource, layout: Layout, tally: Tally
 ) -> dict[str, Any]:
     return {
         "command": "g4seg-refine",
         **facts,
         "output": arguments.output,
-        "count": len(items),
-        "refined": len(tally.images) - tally.skipped,
+        "records": str(layout.records),
+        "count": len(source),
+        "refined": tally.refined,
         "skipped": tally.skipped,
-        "iou": mean_iou(tally.figures) if arguments.ground_truth is not None else None,
+        "redone": dict(tally.redone),
+        "masks": dict(tally.formats),
+        "iou": tally.iou.to_mapping() if arguments.ground_truth is not None else None,
         "images": tally.images,
         "failures": tally.failures,
         "warnings": tally.warnings,
@@ -231,26 +196,30 @@ def _report(
     }
 
 
-def _tell(arguments: argparse.Namespace, layout: Layout, items: Sequence[Item], tally: _Tally) -> None:
+def _tell(arguments: argparse.Namespace, layout: Layout, count: int, tally: Tally) -> None:
     """Results on stdout, which --json - has for itself; remarks and failures on stderr."""
     for warning in tally.warnings:
         say(f"warning: {warning}")
+    if tally.more_warnings:
+        say(f"warning: {tally.more_warnings} more, see {layout.records}")
     if tally.softened:
         say(f"softened before the update: {tally.softened} masks")
+    if tally.redone:
+        say(f"done again: {', '.join(f'{number} for another {what}' for what, number in tally.redone.items())}")
+    if len(tally.formats) > 1:
+        say(f"masks: {', '.join(f'{number} {name}' for name, number in tally.formats.items())}")
     if arguments.json != STDOUT:
-        refined = len(tally.images) - tally.skipped
-        print(
-            f"{len(items)} images: {refined} refined, {tally.skipped} skipped (done before), "
-            f"{len(tally.failures)} failed"
-        )
+        failed = len(tally.failures)
+        print(f"{count} images: {tally.refined} refined, {tally.skipped} skipped (done before), {failed} failed")
         if arguments.ground_truth is not None:
-            mean = mean_iou(tally.figures)
+            mean = tally.iou.to_mapping()
             print(
                 f"mean IoU of {mean['masks']} masks: {percent(mean['before'])} before, "
                 f"{percent(mean['after'])} after, {mean['made_worse']} made worse"
             )
-        for folder in layout.folders():
-            print(f"{folder.name}: {folder}")
+        for folder in layout.all_folders():
+            if folder.is_dir():
+                print(f"{folder.name}: {folder}")
         parts = {name: spent for name, spent in tally.timings.items() if name != "total"}
         print(f"{tally.timings['total']:.2f} s: {stages(parts)}")
     for stem, message in tally.failures.items():

@@ -140,3 +140,14 @@ def soften(text: str) -> float | None:
         return float(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a number such as 0.02, or auto") from error
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Parse "I/N", I from 1 to N; argparse reports what does not fit."""
+    try:
+        index, count = (int(part) for part in text.split("/"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected two numbers such as 1/4") from error
+    if not 1 <= index <= count:
+        raise argparse.ArgumentTypeError(f"{text!r}, the first number goes from 1 to the second")
+    return index, count

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from g4seg_trt.class_table import DATASETS
 from g4seg_trt.cli.common import new_parser, run
-from g4seg_trt.cli.options import add_engine_options, add_setting_options
+from g4seg_trt.cli.options import add_engine_options, add_setting_options, shard
 
 DESCRIPTION = (
     "Refine coarse segmentation masks. One image: --image, --mask, --class-name, --output. "
@@ -14,7 +15,7 @@ DESCRIPTION = (
 )
 
 _ONE_IMAGE = ("mask", "label")
-_FOLDER = ("masks", "classes")
+_FOLDER = ("masks", "classes", "list", "shard", "limit", "format", "dataset", "class_table")
 _PICTURES = ("overlay", "matches")
 
 
@@ -32,7 +33,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         help="coarse mask (.png 0/255 or soft, .npy, .npz); without --class-name NAME=FILE for each class",
     )
-    add("--masks", metavar="DIR", help="their masks: STEM.png, STEM.npy, STEM.npz or STEM/CLASS.png")
+    add(
+        "--masks",
+        metavar="DIR|FILE",
+        help="their masks: STEM.png, STEM.npy, STEM.npz or STEM/CLASS.png of any format, or a file of all images",
+    )
     add("--class-name", metavar="NAME", help="what the mask shows, in words; in a folder, for every image")
     add("--classes", metavar="FILE", help="a JSON file {stem: class name or list of class names}")
     add(
@@ -72,13 +77,42 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--background",
         metavar="RULE",
-        default="constant:0.5",
         help="how labels are decided, and with them where each class is injected: constant:T, power:P, or channel "
-        "(a mask of the class background) "
-        "(default: %(default)s)",
+        "(a mask of the class background) (default: constant:0.5, in a folder the masks' own rule if they bring one)",
     )
+    _add_run_options(parser)
     add_setting_options(parser)
     return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("folders", "What --images may have beside.")
+    add = group.add_argument
+    add("--list", metavar="FILE", help="the images wanted: a stem, or a path that ends in its file, on each line")
+    add(
+        "--format",
+        metavar="NAME",
+        help="the format of the masks, if it cannot be told from their content; a wrong name lists them all",
+    )
+    add(
+        "--dataset",
+        choices=DATASETS,
+        help="the data set whose class names and ids the masks have; labels then hold its ids",
+    )
+    add("--class-table", metavar="FILE", help="the same for classes of one's own (.json or .txt)")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on in an output folder that holds results: what is recorded there with the same image, masks, "
+        "settings and engine is skipped, all else is done again",
+    )
+    add("--limit", type=int, metavar="N", help="only the first N images")
+    add(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="only every N-th image from the I-th on; N such runs share an output folder",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +127,9 @@ def execute(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
     one = arguments.image is not None
     for name in _FOLDER if one else _ONE_IMAGE:
         if getattr(arguments, name) is not None:
-            parser.error(f"--{name} goes with {'--images' if one else '--image'}")
+            parser.error(f"--{name.replace('_', '-')} goes with {'--images' if one else '--image'}")
+    if one and arguments.resume:
+        parser.error("--resume goes with --images")
     # Imported here: numpy and Pillow would delay --help and --version.
     if one:
         if arguments.mask is None:
@@ -112,6 +148,8 @@ def execute(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
             parser.error(f"--{name} takes no FILE with --images: pictures go to OUTPUT/{name}")
     if arguments.class_name is not None and arguments.classes is not None:
         parser.error("give either --class-name or --classes")
+    if arguments.dataset is not None and arguments.class_table is not None:
+        parser.error("give either --dataset or --class-table")
     from g4seg_trt.cli.folder import refine_folder
 
     return refine_folder(arguments)

@@ -11,14 +11,15 @@ from g4seg_trt.arrays import Bytes, Floats
 from g4seg_trt.atomic import check_writable
 from g4seg_trt.cli.common import DONE, STDOUT, say, write_json
 from g4seg_trt.cli.facts import open_refiner, percent, run_facts, say_note, seconds, stages
-from g4seg_trt.cli.measures import ClassFigures, GroundTruth, figures, label_both, mean_iou, read_ground_truth
-from g4seg_trt.cli.outputs import check_distinct, folder_files
-from g4seg_trt.cli.pairing import check_names
+from g4seg_trt.dataset.labels import DEFAULT_RULE
+from g4seg_trt.dataset.measures import ClassFigures, GroundTruth, figures, label_both, mean_iou, read_ground_truth
+from g4seg_trt.dataset.names import check_names
 from g4seg_trt.errors import ConfigError, OutputError
 from g4seg_trt.geometry import load_image
 from g4seg_trt.inputs import check_masks
 from g4seg_trt.masks import check_probability_path, read_mask, write_label_png, write_probabilities
 from g4seg_trt.matches import NEEDED, class_matches, draw_matches
+from g4seg_trt.outputs import check_distinct, folder_files
 from g4seg_trt.overlay import check_overlay_path, draw_overlay, write_overlay
 from g4seg_trt.refinement import Refinement
 from g4seg_trt.refiner import engine_directory
@@ -37,7 +38,7 @@ def refine_image(arguments: argparse.Namespace) -> int:
     """
     start = perf_counter()
     spent = Timings()
-    rule = BackgroundRule.parse(arguments.background)
+    rule = DEFAULT_RULE if arguments.background is None else BackgroundRule.parse(arguments.background)
     files = _mask_files(arguments)
     channel = rule.kind == "channel"
     if channel and BACKGROUND not in files:

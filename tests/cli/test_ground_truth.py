@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from g4seg_trt.cli.measures import read_ground_truth
+from g4seg_trt.dataset.measures import read_ground_truth
 from g4seg_trt.errors import MaskError
 
 

@@ -1,8 +1,8 @@
-"""Figures of one refinement: areas, changed pixels, and IoU against a ground truth."""
+"""Figures of one refinement: labels before and after, areas, changed pixels, and IoU against a ground truth."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from g4seg_trt.arrays import Array, Bools, Floats, Labels
-from g4seg_trt.cli.pairing import class_files
+from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import MaskError
 from g4seg_trt.masks import IGNORE, NAMED_READERS, read_index_png, read_mask, read_masks
+from g4seg_trt.masks.class_folder import class_files
 from g4seg_trt.update import BackgroundRule, label_map
 
 
@@ -59,17 +60,24 @@ def label_both(
     return coarse, refined
 
 
-def figures(names: Sequence[str], before: Labels, after: Labels, truth: GroundTruth | None) -> dict[str, ClassFigures]:
-    """Figures of each class, in the order of the labels.
+def figures(
+    names: Sequence[str],
+    before: Labels,
+    after: Labels,
+    truth: GroundTruth | None,
+    ids: Sequence[int] | None = None,
+) -> dict[str, ClassFigures]:
+    """Figures of each class, in the order of the names.
 
     Args:
-        names: class names; the first has label 1.
+        names: class names.
         before: label map of the coarse masks, unsigned [H,W].
         after: label map of the refined masks, unsigned [H,W].
         truth: the true regions, if there are any.
+        ids: the label of each class; 1, 2, .. if not given.
     """
     result = {}
-    for label, name in enumerate(names, start=1):
+    for label, name in zip(ids or range(1, len(names) + 1), names, strict=True):
         coarse, refined = before == label, after == label
         result[name] = ClassFigures(
             int(coarse.sum()),
@@ -87,23 +95,45 @@ def iou(region: Bools, truth: Bools, valid: Bools) -> float | None:
     return int((region & truth & valid).sum()) / union if union else None
 
 
-def mean_iou(all_figures: Sequence[ClassFigures]) -> dict[str, Any]:
-    """Means over the masks that have an IoU, None if none has: "masks", "before", "after", "made_worse"."""
-    pairs = [
-        (one.iou_before, one.iou_after)
-        for one in all_figures
-        if one.iou_before is not None and one.iou_after is not None
-    ]
-    count = len(pairs)
-    return {
-        "masks": count,
-        "before": sum(before for before, _ in pairs) / count if count else None,
-        "after": sum(after for _, after in pairs) / count if count else None,
-        "made_worse": sum(after < before for before, after in pairs),
-    }
+@dataclass
+class MeanIou:
+    """Running means over the masks that have an IoU."""
+
+    masks: int = 0
+    before: float = 0.0
+    after: float = 0.0
+    made_worse: int = 0
+
+    def add(self, figures: Iterable[ClassFigures]) -> None:
+        """Count masks in."""
+        for one in figures:
+            if one.iou_before is not None and one.iou_after is not None:
+                self.masks += 1
+                self.before += one.iou_before
+                self.after += one.iou_after
+                self.made_worse += one.iou_after < one.iou_before
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The means, None if no mask has an IoU: "masks", "before", "after", "made_worse"."""
+        count = self.masks
+        return {
+            "masks": count,
+            "before": self.before / count if count else None,
+            "after": self.after / count if count else None,
+            "made_worse": self.made_worse,
+        }
 
 
-def read_ground_truth(path: Path, names: Sequence[str], size: tuple[int, int]) -> GroundTruth:
+def mean_iou(figures: Iterable[ClassFigures]) -> dict[str, Any]:
+    """The means over some masks: see MeanIou."""
+    mean = MeanIou()
+    mean.add(figures)
+    return mean.to_mapping()
+
+
+def read_ground_truth(
+    path: Path, names: Sequence[str], size: tuple[int, int], table: ClassTable | None = None
+) -> GroundTruth:
     """Read the true regions of the classes.
 
     Args:
@@ -113,10 +143,15 @@ def read_ground_truth(path: Path, names: Sequence[str], size: tuple[int, int]) -
             pixels that do not count.
         names: the classes.
         size: (height, width) of the image.
+        table: the data set's classes; a picture is then an index PNG of its ids.
 
     Raises:
         MaskError: if a file cannot be read, lacks a class, or has another size than the image.
     """
+    if table is not None and not path.is_dir() and path.suffix.lower() not in NAMED_READERS:
+        allowed = {0, IGNORE, *(entry.id for entry in table.classes)}
+        of_table = {name: table.named(name, str(path)).id for name in names}
+        return _from_index(path, of_table, size, allowed, table.background)
     if path.is_dir():
         files = class_files(path)
         masks = {name: read_mask(files[name], name) for name in names if name in files}
@@ -125,7 +160,8 @@ def read_ground_truth(path: Path, names: Sequence[str], size: tuple[int, int]) -
     elif path.suffix.lower() in NAMED_READERS:
         masks = read_masks(path)
     else:
-        return _from_index(path, names, size)
+        ids = {name: label for label, name in enumerate(names, start=1)}
+        return _from_index(path, ids, size, {0, IGNORE, *ids.values()}, True)
     for name in names:
         if name not in masks:
             raise MaskError(f"{path}: no ground truth of the class {name!r}")
@@ -147,17 +183,22 @@ def _one_class(values: Floats) -> tuple[Bools, Bools]:
     return np.asarray(values >= 0.5), np.ones(values.shape, dtype=np.bool_)
 
 
-def _from_index(path: Path, names: Sequence[str], size: tuple[int, int]) -> GroundTruth:
+def _from_index(
+    path: Path, ids: Mapping[str, int], size: tuple[int, int], allowed: Collection[int], background: bool
+) -> GroundTruth:
+    """The regions of an index picture; pixels of 0 count only if it is `background`."""
     index = read_index_png(path)
     _check_size(index, size, path)
-    unknown = np.setdiff1d(index, [*range(len(names) + 1), IGNORE])
+    unknown = np.setdiff1d(index, list(allowed))
     if unknown.size:
+        largest = max((value for value in allowed if value != IGNORE), default=0)
         raise MaskError(
-            f"{path}: has the value {int(unknown[0])}, a ground truth of {len(names)} classes has 0 to "
-            f"{len(names)}, and {IGNORE} for pixels that do not count"
+            f"{path}: has the value {int(unknown[0])}, a ground truth of these classes has 0 to {largest}, "
+            f"and {IGNORE} for pixels that do not count"
         )
-    regions = {name: np.asarray(index == label) for label, name in enumerate(names, start=1)}
-    return GroundTruth(regions, np.asarray(index != IGNORE))
+    regions = {name: np.asarray(index == label) for name, label in ids.items()}
+    valid = index != IGNORE if background else (index != IGNORE) & (index != 0)
+    return GroundTruth(regions, np.asarray(valid))
 
 
 def _check_size(values: Array, size: tuple[int, int], path: Path) -> None:

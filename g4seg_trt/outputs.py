@@ -20,10 +20,10 @@ def check_distinct(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     Raises:
         OutputError: naming the output.
     """
-    read = {_identity(path): path for path in inputs}
+    read = {identity(path): path for path in inputs}
     seen: set[object] = set()
     for path in outputs:
-        this = _identity(path)
+        this = identity(path)
         if this in read:
             raise OutputError(f"cannot write {path}: it is the input {read[this]}; choose another name")
         if this in seen:
@@ -59,7 +59,7 @@ def folder_files(folder: Path) -> list[Path]:
         return []
 
 
-def _identity(path: Path) -> object:
+def identity(path: Path) -> object:
     """Equal for all names of one file: links, and upper case where the file system does not tell it apart."""
     try:
         status = path.stat()

@@ -1,0 +1,78 @@
+"""Where a run over a data set writes to: one folder of files for each kind of output."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from g4seg_trt.atomic import reason
+from g4seg_trt.errors import OutputError
+
+PROBABILITY, LABEL, OVERLAY, MATCHES, MASKS = "probability", "label", "overlay", "matches", "masks"
+KINDS = (PROBABILITY, LABEL, OVERLAY, MATCHES, MASKS)
+"""The folders of outputs; MASKS holds the refined masks in the layout that came in."""
+
+_LEFTOVER = re.compile(r"\.g4seg-[0-9a-f]{16}\.part")
+"""Temporary files of g4seg_trt.atomic."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of a run.
+
+    Attributes:
+        root: the output folder.
+        overlay: whether pictures before | after are asked for.
+        matches: whether pictures of the matches are asked for.
+        named: whether the probabilities of a single class keep its name: .npz for any number of classes.
+    """
+
+    root: Path
+    overlay: bool = False
+    matches: bool = False
+    named: bool = False
+
+    @property
+    def records(self) -> Path:
+        """The folder of the records of what is done."""
+        return self.root / "records"
+
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of output that are asked for; MASKS comes where the format of an image's masks wants it."""
+        return (PROBABILITY, LABEL, *((OVERLAY,) if self.overlay else ()), *((MATCHES,) if self.matches else ()))
+
+    def folders(self) -> list[Path]:
+        """The folders of the kinds that are asked for."""
+        return [self.root / kind for kind in self.kinds()]
+
+    def all_folders(self) -> list[Path]:
+        """The folders of every kind."""
+        return [self.root / kind for kind in KINDS]
+
+    def file(self, kind: str, stem: str, classes: int) -> Path:
+        """The file of one kind but MASKS for an image of this many classes."""
+        npz = kind == PROBABILITY and (self.named or classes != 1)
+        return self.root / kind / f"{stem}{'.npz' if npz else '.png'}"
+
+    def results(self) -> Iterator[Path]:
+        """The files that lie in the folders, whoever made them; raises OutputError if one cannot be listed."""
+        try:
+            for folder in self.all_folders():
+                if folder.is_dir():
+                    yield from (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        except OSError as error:
+            raise OutputError(f"cannot read {self.root}: {reason(error)}") from error
+
+    def remove_leftovers(self) -> None:
+        """Remove half-written files of a run that was killed. Only for who has the folder for himself."""
+        for folder in (*self.all_folders(), self.records):
+            if folder.is_dir():
+                for path in folder.iterdir():
+                    if _LEFTOVER.fullmatch(path.name):
+                        with suppress(OSError):
+                            (shutil.rmtree if path.is_dir() else os.unlink)(path)

@@ -1,0 +1,233 @@
+"""A DatasetSource: which image has which masks, class names and ground truth, all by the image's stem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from g4seg_trt.atomic import reason
+from g4seg_trt.class_table import ClassTable
+from g4seg_trt.dataset.mask_files import MaskCollection, MaskSet, MaskSource, by_stem, layouts, only, open_masks
+from g4seg_trt.dataset.names import composed, listed
+from g4seg_trt.errors import ConfigError, InputError
+from g4seg_trt.masks.coarse import Naming
+from g4seg_trt.outputs import folder_files
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""Files of an image folder with another suffix are left alone."""
+
+_TRUTHS = frozenset({".png", ".npy", ".npz", ""})
+"""Suffixes of ground truth; the empty one is that of folders."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a data set.
+
+    Attributes:
+        stem: the name that everything about it shares.
+        name: its file, relative to the folder of the images.
+        image: its file.
+        masks: where its masks are, or why there are none.
+        truth: the file or folder of its ground truth, None without one asked for, or why there is none.
+    """
+
+    stem: str
+    name: str
+    image: Path
+    masks: MaskSource | InputError
+    truth: Path | InputError | None = None
+
+
+class Entry(NamedTuple):
+    """What is kept of an image until its turn: names only, so that large data sets stay small.
+
+    Attributes:
+        stem: the image's stem.
+        image: the name of its file.
+        masks: the name of its masks, or why there are none.
+        truth: the name of its ground truth, None without one asked for, or why there is none.
+    """
+
+    stem: str
+    image: str
+    masks: str | InputError
+    truth: str | InputError | None
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """Images with their coarse masks, in order. Iterating gives an `Item` for each.
+
+    Attributes:
+        images: folder of the images.
+        masks: where the masks are.
+        entries: one for each image.
+        class_name: the class of every image, if it is the same.
+        classes: stem -> class names, where they are given.
+        truth: folder of the ground truth, if there is one.
+        table: class ids and names of the data set, if it has them.
+        is_part: whether it is a part of a larger one.
+    """
+
+    images: Path
+    masks: MaskSet
+    entries: Sequence[Entry]
+    class_name: str | None = None
+    classes: Mapping[str, tuple[str, ...]] | None = None
+    truth: Path | None = None
+    table: ClassTable | None = None
+    is_part: bool = False
+
+    @classmethod
+    def from_folders(
+        cls,
+        images: str | Path,
+        masks: str | Path,
+        *,
+        class_name: str | None = None,
+        classes: Mapping[str, tuple[str, ...]] | None = None,
+        truth: str | Path | None = None,
+        names: Sequence[str] | None = None,
+        table: ClassTable | None = None,
+        format: str | None = None,
+    ) -> DatasetSource:
+        """Pair every image with what has its stem: the name of the file without its suffix.
+
+        Args:
+            images: folder of the images; those in folders below it are left alone.
+            masks: folder of the masks, STEM.png, .npy, .npz or STEM/CLASS.png, or a file with those of all images:
+                see g4seg_trt.masks.formats.
+            class_name: the class of every image.
+            classes: stem -> class names.
+            truth: folder of the ground truth, laid out as the masks; of several classes also an index STEM.png.
+            names: the images wanted, in order, by default all by name: their stems, or paths that end in their
+                files' names; what follows after a space is left alone, as in the lists of PASCAL VOC and COCO.
+            table: the data set's classes; ground truth in index pictures then holds its ids.
+            format: the name of the format of the masks; None tells it from the content of each file.
+
+        Raises:
+            InputError: if a folder is missing, there is no image, or `names` has one twice or that is not there.
+        """
+        images, masks = Path(images), Path(masks)
+        pictures: dict[str, list[str]] = {}
+        for name in listed(images, "image folder"):
+            if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
+                pictures.setdefault(composed(PurePosixPath(name).stem), []).append(name)
+        if not pictures:
+            raise InputError(f"{images}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        stems = list(pictures) if names is None else _wanted(names, pictures, images)
+        mask_set = open_masks(masks, format, Naming((class_name,) if class_name is not None else None, table))
+        truths = by_stem(Path(truth), "ground-truth folder", _TRUTHS) if truth is not None else None
+        entries = []
+        for stem in stems:
+            masks_of: str | InputError
+            truth_of: str | InputError | None = None
+            try:
+                if len(pictures[stem]) > 1:
+                    raise InputError(f"several images of one stem: {', '.join(pictures[stem])}")
+                if classes is not None and stem not in classes:
+                    raise InputError("the file given by --classes does not have it")
+                masks_of = only(mask_set.candidates(stem), mask_set.missing(), "mask")
+                if truths is not None:
+                    truth_of = only(truths.get(stem, ()), f"{truth} has no {layouts(_TRUTHS)} for it", "ground truth")
+            except InputError as error:
+                masks_of = error.with_traceback(None)
+            entries.append(Entry(stem, pictures[stem][0], masks_of, truth_of))
+        root = Path(truth) if truth is not None else None
+        return cls(images, mask_set, entries, class_name, classes, root, table)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Item]:
+        for entry in self.entries:
+            yield self._item(entry)
+
+    def part(self, shard: tuple[int, int] | None = None, limit: int | None = None) -> DatasetSource:
+        """Every n-th image from the i-th on, of those the first ones.
+
+        Args:
+            shard: (i, n), i from 1 to n; all n parts together are the whole.
+            limit: how many images at most.
+
+        Raises:
+            ConfigError: for other numbers.
+        """
+        entries = self.entries
+        if shard is not None:
+            index, count = shard
+            if not 1 <= index <= count:
+                raise ConfigError(f"shard {index}/{count}: the first number goes from 1 to the second")
+            entries = entries[index - 1 :: count]
+        if limit is not None:
+            if limit < 1:
+                raise ConfigError(f"limit is {limit}, allowed: 1 or more")
+            entries = entries[:limit]
+        return replace(self, entries=entries, is_part=self.is_part or shard is not None or limit is not None)
+
+    @property
+    def keeps_names(self) -> bool:
+        """Whether probabilities are stored with their classes' names, however many classes an image has."""
+        return self.table is not None or isinstance(self.masks, MaskCollection)
+
+    def files(self) -> Iterator[Path]:
+        """Every file that a run of these images may read, and the other masks of the set."""
+        for entry in self.entries:
+            yield self.images / entry.image
+            if self.truth is not None and isinstance(entry.truth, str):
+                truth = self.truth / entry.truth
+                yield from folder_files(truth) if truth.is_dir() else [truth]
+        yield from self.masks.files()
+
+    def _item(self, entry: Entry) -> Item:
+        image = self.images / entry.image
+        masks: MaskSource | InputError
+        if isinstance(entry.masks, InputError):
+            masks = entry.masks
+        elif (problem := _no_file(image)) is not None:
+            masks = InputError(f"{image}: {problem}")
+        else:
+            masks = self.masks.source(entry.masks, Naming(self._names(entry.stem), self.table))
+        truth = entry.truth
+        if isinstance(truth, str) and self.truth is not None:
+            return Item(entry.stem, entry.image, image, masks, self.truth / truth)
+        return Item(entry.stem, entry.image, image, masks, truth if isinstance(truth, InputError) else None)
+
+    def _names(self, stem: str) -> tuple[str, ...] | None:
+        if self.classes is not None:
+            return self.classes[stem]
+        return (self.class_name,) if self.class_name is not None else None
+
+
+def _wanted(names: Sequence[str], pictures: Mapping[str, list[str]], images: Path) -> list[str]:
+    """The stems that a list names; raises InputError."""
+    stems: dict[str, str] = {}
+    for name in names:
+        stem = next((one for one in _readings(name) if one in pictures), None)
+        if stem is None:
+            raise InputError(f"the list of images has {name!r}: {images} holds no image of that stem")
+        if stem in stems:
+            raise InputError(f"the list of images has {stem!r} twice: as {stems[stem]!r} and as {name!r}")
+        stems[stem] = name
+    return list(stems)
+
+
+def _readings(line: str) -> Iterator[str]:
+    """The stems that a line of a list may mean, the likeliest first: names hold dots and spaces."""
+    for text in dict.fromkeys((line, line.split()[0])):
+        path = PurePosixPath(composed(text))
+        yield from (composed(text), path.stem, path.name)
+
+
+def _no_file(path: Path) -> str | None:
+    """Why a path is no file that can be opened, None if it is one."""
+    try:
+        path.stat()
+    except OSError as error:
+        return f"a broken symbolic link ({reason(error)})" if path.is_symlink() else reason(error)
+    return "a folder named like an image" if path.is_dir() else None

@@ -1,0 +1,96 @@
+"""Writing the outputs of one image, and what its record says about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from g4seg_trt.arrays import Bytes, Floats, Labels
+from g4seg_trt.atomic import reason
+from g4seg_trt.class_table import ClassTable
+from g4seg_trt.config import RefineConfig
+from g4seg_trt.dataset.layout import LABEL, MASKS, MATCHES, OVERLAY, PROBABILITY, Layout
+from g4seg_trt.dataset.mask_files import MaskSource
+from g4seg_trt.errors import OutputError
+from g4seg_trt.masks import write_label_png, write_probabilities
+from g4seg_trt.masks.coarse import CoarseMasks
+from g4seg_trt.matches import class_matches, draw_matches
+from g4seg_trt.overlay import draw_overlay, write_overlay
+from g4seg_trt.refinement import Refinement
+
+Outputs: TypeAlias = dict[str, tuple[str, int] | None]
+"""Kind -> name of the file relative to the output folder, and its bytes; None where an image has no such file."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A refined image.
+
+    Attributes:
+        stem: its stem.
+        image: uint8 RGB [H,W,3].
+        masks: the coarse masks.
+        refinement: of these masks, by their names.
+        refined: the refined maps, float32 [K,H,W].
+        before: places of the coarse masks' classes, unsigned [H,W] (g4seg_trt.dataset.labels).
+        after: places of the refined ones.
+        ids: class ids of the refined ones.
+    """
+
+    stem: str
+    image: Bytes
+    masks: CoarseMasks
+    refinement: Refinement
+    refined: Floats
+    before: Labels
+    after: Labels
+    ids: Labels
+
+
+def write_outputs(
+    work: Work,
+    layout: Layout,
+    source: MaskSource,
+    config: RefineConfig,
+    table: ClassTable | None,
+    older: Outputs,
+) -> Outputs:
+    """Write the files of one image.
+
+    Args:
+        work: the image.
+        layout: which files.
+        source: where the masks came from; writes them in their own format, if that asks for it.
+        config: the settings of the refinement.
+        table: the data set's classes; label pictures then hold its ids, also for a single class.
+        older: files of an earlier run of the same inputs, kept beside the new ones.
+
+    Raises:
+        OutputError: if a file cannot be written.
+    """
+    masks, names = work.masks, work.masks.names
+    files = {kind: layout.file(kind, work.stem, len(names)) for kind in layout.kinds()}
+    write_probabilities(files[PROBABILITY], work.refinement.probabilities)
+    write_label_png(files[LABEL], work.ids, 1 if is_binary(masks, table) else max(2, *masks.ids, 2))
+    if OVERLAY in files:
+        write_overlay(files[OVERLAY], draw_overlay(work.image, work.before, work.after, names))
+    if MATCHES in files and names:
+        given = dict(zip(names, masks.probabilities, strict=True))
+        write_overlay(files[MATCHES], draw_matches(work.image, class_matches(given, work.refinement, config)))
+    back = source.back()
+    if back is not None:
+        files[MASKS] = layout.root / MASKS / back
+        source.write(files[MASKS], masks.with_probabilities(work.refined))
+    outputs: Outputs = dict(older)
+    try:
+        for kind, path in files.items():
+            there = kind != MATCHES or bool(names)
+            outputs[kind] = (path.relative_to(layout.root).as_posix(), path.stat().st_size) if there else None
+    except OSError as error:
+        raise OutputError(f"cannot write the outputs of {work.stem}: {reason(error)}") from error
+    return outputs
+
+
+def is_binary(masks: CoarseMasks, table: ClassTable | None) -> bool:
+    """Whether the label picture is 0/255: a single class without an id of its own."""
+    return table is None and masks.ids == (1,)
