@@ -43,7 +43,7 @@ demo: $(VENV)/.cpu
 test: $(VENV)/.dev $(VENV)/.tensorrt-api
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Every benchmark that this machine can run; ARGS="--small" takes minutes, all of it an hour.
+# Every benchmark that this machine can run; ARGS="--small" takes minutes, all of it two hours.
 bench: $(VENV)/.dev
 	$(BIN)/python -m g4seg_bench.everything $(ARGS)
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from g4seg_bench.ceilings import Ceilings, floor_seconds
 from g4seg_bench.figures import by_stage, ratios, spread, unsafe_reason
+from g4seg_bench.latency_record import SCHEMA
 from g4seg_bench.plans import Plan, Setup
 from g4seg_bench.processes import wait_without_spinning
 from g4seg_bench.sides import TOTAL, Outcome, Task, difference
 from g4seg_bench.work import Work, engine_work
 from g4seg_engine.manifest import MANIFEST_FILE, Manifest, file_sha256
-
-SCHEMA = 2
 
 
 @dataclass(frozen=True)

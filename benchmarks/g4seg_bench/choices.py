@@ -6,6 +6,7 @@ Imports the standard library only.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 EAGER, COMPILE, NONE = "eager", "compile", "none"
@@ -15,8 +16,8 @@ OWN_VAE = "own-vae"
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
-AXES = ("classes", "batch", "threads")
-"""What --scaling can vary."""
+AXES: Mapping[str, str] = {"classes": "classes", "batch": "batch_size", "threads": "threads", "square": "square"}
+"""What --scaling can vary, and the key that holds its value in a record."""
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,23 @@ def _parser() -> argparse.ArgumentParser:
         help=f"how seconds grow with {', '.join(AXES)}; classes and batch sizes are those of --classes "
         f"(default there: {','.join(map(str, SCALING_COUNTS))})",
     )
-    add("--scaling-runs", type=count, default=2, metavar="N", help="runs of each of its points (default: %(default)s)")
-    add("--cold-start", action="store_true", help="measure starts, each in a process of its own")
+    add("--scaling-runs", type=count, default=3, metavar="N", help="runs of each of its points (default: %(default)s)")
+    add(
+        "--square-engine",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="the engine at another --square, for --scaling square; may be given several times",
+    )
+    add(
+        "--cold-start",
+        type=count,
+        nargs="?",
+        const=1,
+        default=0,
+        metavar="N",
+        help="measure starts, each in a process of its own, N times (default: once)",
+    )
     add("--memory", action="store_true", help="measure peak memory, each side in a process of its own")
     add("--low-memory", action="store_true", help="engines keep one network open at a time")
     add("--no-ceilings", action="store_true", help="do not measure what the machine can do at best")
@@ -106,6 +121,8 @@ def _execute(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
         parser.error("--cold-start ends when all networks are open, which they never are with --low-memory")
     several = options.classes is not None and len(options.classes) > 1
     axes = tuple(dict.fromkeys((*options.scaling, *(("classes",) if several else ()))))
+    if ("square" in axes) != bool(options.square_engine):
+        parser.error("--scaling square and --square-engine go together: they name the engines at other squares")
     if options.json is not None:
         _check_record(options.json)
     # Before anything loads PyTorch.
@@ -122,9 +139,10 @@ def _execute(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
         runs=options.runs,
         axes=axes,
         counts=options.classes if several else SCALING_COUNTS,
+        squares=tuple(options.square_engine),
         scaling_runs=options.scaling_runs,
         memory=options.memory,
-        cold_start=options.cold_start,
+        cold_starts=options.cold_start,
         ceilings=not options.no_ceilings,
     )
     record = measure(request)

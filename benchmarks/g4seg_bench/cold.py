@@ -36,17 +36,18 @@ READY, MASK = "ready", "mask"
 _CHUNK = 2**24
 
 
-def cold_starts(setup: Setup, plan: Plan, done: Callable[[], object]) -> dict[str, dict[str, float]]:
+def cold_starts(setup: Setup, plan: Plan, rounds: int, done: Callable[[], object]) -> dict[str, dict[str, Any]]:
     """Measure the starts of an engine's side; the engine's own cache is neither used nor changed.
 
     Args:
         setup: the engine; not in low memory mode, where networks are never all open.
         plan: the side.
-        done: called after each process, STARTS times.
+        rounds: how often.
+        done: called after each process, PROCESSES times in each round.
 
     Returns:
-        By "no_cache", "first" and "second": seconds from the start of the process until "ready" and until "mask", and
-        "peak_mb" of the latter.
+        By "no_cache", "first" and "second": the seconds of each round from the start of the process until "ready" and
+        until "mask", and the largest "peak_mb" of the latter.
 
     Raises:
         G4SegError: if a process fails, or there is no room for a copy of the engine.
@@ -54,21 +55,24 @@ def cold_starts(setup: Setup, plan: Plan, done: Callable[[], object]) -> dict[st
 
     with linked_copy(setup.directory) as folder:
         copied = setup.at(folder)
-        found: dict[str, dict[str, float]] = {}
-        for name in ("no_cache", "first", "second"):
-            taken = {}
-            for until in (READY, MASK):
-                if name == "first":
-                    shutil.rmtree(folder / FOLDER, ignore_errors=True)
-                said, usage = run_alone(copied, plan, "--until", until, *(["--no-cache"] if name == "no_cache" else []))
-                taken[until] = round(said[until] - usage.started, 4)
-                done()
-            found[name] = {**taken, "peak_mb": usage.peak_mb}
+        found: dict[str, dict[str, Any]] = {
+            name: {READY: [], MASK: [], "peak_mb": 0.0} for name in ("no_cache", "first", "second")
+        }
+        for _ in range(rounds):
+            for name, one in found.items():
+                for until in (READY, MASK):
+                    if name == "first":
+                        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+                    options = ["--no-cache"] if name == "no_cache" else []
+                    said, usage = run_alone(copied, plan, "--until", until, *options)
+                    one[until].append(round(said[until] - usage.started, 4))
+                    done()
+                one["peak_mb"] = max(one["peak_mb"], usage.peak_mb)
     return found
 
 
-STARTS = 6
-"""Processes that `cold_starts` runs."""
+PROCESSES = 6
+"""What each round of `cold_starts` starts."""
 
 
 def side_memory(setup: Setup, plan: Plan) -> tuple[float, float | None]:

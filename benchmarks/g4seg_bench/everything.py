@@ -1,7 +1,7 @@
 """Every benchmark that this machine can run, one after the other: ``make bench``.
 
 What it cannot run is named with the reason. Records go to benchmarks/results, from which the README's tables are made
-(``python -m g4seg_bench.readme``). At true size an engine is built first, unless one is given: half an hour in all.
+(``python -m g4seg_bench.readme``). At true size engines are built first, unless they are there: two hours in all.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from g4seg_engine.processor import has_bfloat16
 from g4seg_trt.cli.common import DONE, SOME_FAILED, new_parser, run, say
 
 MODEL = "random:sd21-base"
-TRUE_SIZE_MB = 18_000
-"""Free memory for the sides of the comparison at true size."""
+TRUE_SIZE_MB = 19_000
+"""Free memory for the sides of the comparisons at true size."""
+
+SQUARES = (256, 384)
+"""Beside the model's own, for the scaling."""
 
 
 _BUILD = "import sys; from g4seg_trt.cli.build_engines import main; sys.exit(main())"
@@ -48,36 +51,47 @@ class Step:
 
 def small_steps(results: Path) -> Iterator[Step]:
     """What needs no engine but the embedded one."""
-    without_openvino = "" if find_spec("openvino") else "openvino is not installed: pip install 'g4seg-trt[openvino]'"
     for name in ("commands", "folder", "correspondence", "quality"):
         yield Step(name, ("-m", f"g4seg_bench.{name}", "--json", str(results / f"{name}.json")))
-    yield Step("accuracy", _module("accuracy", results, "--sides", ",".join(_sides())), without_openvino)
-    no_nncf = without_openvino or ("" if find_spec("nncf") else "nncf is not installed: pip install nncf")
-    yield Step("int8_tiny", _module("int8", results, "--engine", "tiny", record="int8_tiny"), no_nncf)
+    yield Step("accuracy", _module("accuracy", results, "--sides", ",".join(_sides())), _without_openvino())
+    yield Step("int8_tiny", _module("int8", results, "--engine", "tiny", record="int8_tiny"), _without_nncf())
     no_gpu = "" if driver_cuda() is not None else "no NVIDIA driver was found"
     yield Step("gpu", ("-m", "g4seg_bench.gpu", "--results", str(results)), no_gpu)
 
 
-def true_size_steps(results: Path, engine: Path, tiny_vae: Path, runs: int) -> Iterator[Step]:
-    """What needs engines of MODEL, with its own autoencoder and with a tiny one."""
+def true_size_steps(results: Path, engines: Path, runs: int) -> Iterator[Step]:
+    """What needs engines of MODEL: with its own autoencoder, at other squares, and with a tiny autoencoder."""
+    engine, tiny_vae = engines / "sd21", engines / "sd21-taesd"
     available = available_mb()
     unable = ""
     if available is not None and available < TRUE_SIZE_MB:
         unable = f"{available:.0f} MB of memory are free, {TRUE_SIZE_MB} are needed"
-    sides = [argument for side in _sides() for argument in ("--backend", side)]
-    common = (*sides, "--runs", str(runs), "--memory")
+    repeated = ("--runs", str(runs), "--memory")
     yield from _build("engine", engine, unable)
-    yield Step("latency_sd21-base", _latency(results, "latency_sd21-base", engine, *common, "--cold-start"), unable)
-    fastest = ("--backend", _sides()[-1], "--baseline", "none")
-    scaling = ("--classes", "1,2,4,8", "--scaling", "classes,batch,threads", "--runs", str(runs))
-    yield Step("scaling_sd21-base", _latency(results, "scaling_sd21-base", engine, *fastest, *scaling), unable)
-    small = (*fastest, "--low-memory", "--memory", "--runs", "1", "--no-ceilings")
+    # Not all at once, which would take 26 GB.
+    for record, sides in _compared().items():
+        yield Step(record, _latency(results, record, engine, *sides, *repeated), unable)
+    engine_sides = [argument for sides in _compared().values() for argument in sides]
+    starts = (*engine_sides, "--baseline", "none", "--runs", "1", "--no-ceilings", "--cold-start", "2")
+    yield Step("cold_start_sd21-base", _latency(results, "cold_start_sd21-base", engine, *starts), unable)
+    fastest = ("--backend", _sides()[-1], "--baseline", "none", "--no-ceilings")
+    squares = [engines / f"sd21-{square}" for square in SQUARES]
+    for square, directory in zip(SQUARES, squares, strict=True):
+        yield from _build(f"engine_{square}", directory, unable, "--square", str(square))
+    others = [argument for directory in squares for argument in ("--square-engine", str(directory))]
+    scaling = ("--classes", "1,2,4,8", "--scaling", "classes,batch,threads,square", *others)
+    counts = ("--runs", str(runs), "--scaling-runs", str(runs))
+    yield Step("scaling_sd21-base", _latency(results, "scaling_sd21-base", engine, *fastest, *scaling, *counts), unable)
+    small = (*fastest, "--low-memory", "--memory", "--runs", "1")
     yield Step("low_memory_sd21-base", _latency(results, "low_memory_sd21-base", engine, *small), unable)
     vae = _module("vae_layouts", results, "--engine", str(engine), "--runs", str(runs))
     yield Step("vae_layouts", vae, unable)
+    few = ("--calibration", "2", "--count", "0", "--runs", str(runs))  # masks of random weights say nothing
+    int8 = _module("int8", results, "--engine", str(engine), *few, record="int8_sd21-base")
+    yield Step("int8_sd21-base", int8, unable or _without_nncf())
     yield from _build("engine_taesd", tiny_vae, unable, "--vae", "random:taesd")
-    both = ("--baseline", "eager:own-vae", "--baseline", "eager", "--runs", str(runs), "--memory")
-    own = _latency(results, "latency_sd21-base_taesd", tiny_vae, *sides, *both)
+    both = ("--backend", _sides()[-1], "--baseline", "eager:own-vae", "--baseline", "eager", *repeated)
+    own = _latency(results, "latency_sd21-base_taesd", tiny_vae, *both)
     yield Step("latency_sd21-base_taesd", own, unable)
 
 
@@ -87,6 +101,24 @@ def _sides() -> tuple[str, ...]:
     if find_spec("openvino"):
         found += ["openvino:fp32", *(["openvino:bf16"] if has_bfloat16() else [])]
     return tuple(found)
+
+
+def _compared() -> dict[str, list[str]]:
+    """Records of comparisons with eager, by name, and their sides: the fastest beside ONNX Runtime, then the others."""
+    onnxruntime, *others = _sides()
+    first = [onnxruntime, *others[-1:]]
+    found = {"latency_sd21-base": first, "latency_sd21-base_openvino-fp32": others[:-1]}
+    return {
+        name: [argument for side in sides for argument in ("--backend", side)] for name, sides in found.items() if sides
+    }
+
+
+def _without_openvino() -> str:
+    return "" if find_spec("openvino") else "openvino is not installed: pip install 'g4seg-trt[openvino]'"
+
+
+def _without_nncf() -> str:
+    return _without_openvino() or ("" if find_spec("nncf") else "nncf is not installed: pip install nncf")
 
 
 def _module(name: str, results: Path, *arguments: str, record: str = "") -> tuple[str, ...]:
@@ -124,7 +156,7 @@ def _execute(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
         engines.mkdir(parents=True, exist_ok=True)
         steps = list(small_steps(options.results))
         if not options.small:
-            steps += true_size_steps(options.results, engines / "sd21", engines / "sd21-taesd", options.runs)
+            steps += true_size_steps(options.results, engines, options.runs)
         names = [step.name for step in steps]
         if unknown := [name for name in options.only or () if name not in names]:
             parser.error(f"--only {unknown[0]}: choose from {', '.join(names)}")

@@ -20,7 +20,7 @@ from g4seg_bench.baseline import baseline_source
 from g4seg_bench.calibration import Calibration
 from g4seg_bench.ceilings import measure_ceilings
 from g4seg_bench.choices import BaselineChoice, Choice
-from g4seg_bench.cold import STARTS, cold_starts, side_memory
+from g4seg_bench.cold import PROCESSES, cold_starts, side_memory
 from g4seg_bench.memory import check_memory, weights_mb
 from g4seg_bench.plans import Plan, Setup
 from g4seg_bench.processes import available_mb
@@ -46,9 +46,10 @@ class Request:
         runs: rounds that do.
         axes: of the scaling, by name.
         counts: of classes, and batch sizes, for the scaling.
+        squares: engines like the one of the setup but for their square, for the scaling.
         scaling_runs: of each of its points.
         memory: whether to measure the peak memory of each side.
-        cold_start: whether to measure starts.
+        cold_starts: how often to measure each start, 0 for not at all.
         ceilings: whether to measure what the machine can do at best.
     """
 
@@ -58,9 +59,10 @@ class Request:
     runs: int
     axes: tuple[str, ...]
     counts: tuple[int, ...]
+    squares: tuple[str, ...]
     scaling_runs: int
     memory: bool
-    cold_start: bool
+    cold_starts: int
     ceilings: bool
 
 
@@ -87,8 +89,8 @@ def measure(request: Request) -> dict[str, Any]:
         check_memory({name: needed}, _available(plans[0]))
     memory = _each(plans, 1, "memory", lambda plan, _: side_memory(setup, plan)) if request.memory else {}
     starts = (
-        _each(engines, STARTS, "starts", lambda plan, done: cold_starts(setup, plan, done))
-        if request.cold_start
+        _each(engines, PROCESSES * rounds, "starts", lambda plan, done: cold_starts(setup, plan, rounds, done))
+        if (rounds := request.cold_starts)
         else {}
     )
     figures = Figures(memory=memory, starts=starts)
@@ -107,7 +109,7 @@ def measure(request: Request) -> dict[str, Any]:
         if seconds > WAITED * min(one[TOTAL] for one in turns.seconds[name]):
             figures.notes.append(f"{name}: up to {seconds:.3f} s of the rest are waiting for networks to be opened")
     if request.axes:
-        axes = axes_of(request.axes, request.counts, setup, engines)
+        axes = axes_of(request.axes, request.counts, request.squares, setup, engines)
         try:
             figures.scaling = _scaling(setup, engines, axes, request.scaling_runs)
         except G4SegError as error:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
+from g4seg_bench.choices import AXES
 from g4seg_bench.record import read_json, shown
 from g4seg_bench.sides import REST, STAGES, TOTAL
 from g4seg_bench.work import Work
 from g4seg_engine.errors import G4SegError
 
-BENCHMARK, SCHEMA = "latency", 2
+BENCHMARK, SCHEMA = "latency", 3
 ROWS = (*STAGES, REST, TOTAL)
-AXES: Mapping[str, str] = {"classes": "classes", "batch": "batch_size", "threads": "threads", "square": "square"}
-"""What was varied, and the key that holds its value."""
 STARTS = ("first", "second", "no_cache")
 
 _LARGEST = 1e30
@@ -34,11 +34,20 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Repeated:
+    """Seconds of something that was measured once or several times."""
+
+    median: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True)
 class Start:
     """Seconds from the start of a process until the engine was ready, and until its first mask was."""
 
-    ready: float
-    mask: float
+    ready: Repeated
+    mask: Repeated
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ class Scaling:
         slopes: side -> seconds for each unit more; {} if unknown.
     """
 
-    points: Mapping[str, tuple[tuple[int, float], ...]]
+    points: Mapping[str, tuple[tuple[int, Repeated], ...]]
     slopes: Mapping[str, float]
 
 
@@ -214,7 +223,15 @@ def _spread(value: object, where: str) -> Spread:
 
 
 def _start(value: object, where: str) -> Start:
-    return Start(*_numbers(value, where, "ready", "mask"))
+    start = _object(value, where)
+    return Start(*(_repeated(_need(start, key, where), f"{where}.{key}") for key in ("ready", "mask")))
+
+
+def _repeated(value: object, where: str) -> Repeated:
+    runs = [_number(one, f"{where}[{i}]") for i, one in enumerate(_list(value, where))]
+    if not runs:
+        raise _Wrong(f"{where} is empty, expected the seconds of at least one run")
+    return Repeated(median(runs), min(runs), max(runs))
 
 
 def _work(value: object, where: str) -> Work:
@@ -242,15 +259,15 @@ def _scaling(value: object) -> dict[str, Scaling]:
     found = {}
     for axis, key in AXES.items():
         where = f"scaling.{axis}"
-        points: dict[str, list[tuple[int, float]]] = {}
+        points: dict[str, dict[int, Repeated]] = {}
         for i, item in enumerate(_list(data.get(axis) or [], where)):
-            one = _object(item, f"{where}[{i}]")
-            size, seconds = _numbers(one, f"{where}[{i}]", key, "seconds")
-            points.setdefault(_text(_need(one, "side", f"{where}[{i}]"), f"{where}[{i}].side"), []).append(
-                (int(size), seconds)
-            )
+            here = f"{where}[{i}]"
+            one = _object(item, here)
+            (size,) = _numbers(one, here, key)
+            side = _text(_need(one, "side", here), f"{here}.side")
+            points.setdefault(side, {})[int(size)] = _repeated(_need(one, "runs", here), f"{here}.runs")
         if points:
-            by_size = {side: tuple(sorted(many)) for side, many in points.items()}
+            by_size = {side: tuple((size, many[size]) for size in sorted(many)) for side, many in points.items()}
             found[axis] = Scaling(by_size, _known(slopes.get(axis), f"scaling.slopes.{axis}"))
     return found
 

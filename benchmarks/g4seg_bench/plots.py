@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from g4seg_bench.latency_record import AXES, STARTS, LatencyRecord
+from g4seg_bench.choices import AXES
+from g4seg_bench.latency_record import STARTS, LatencyRecord
 from g4seg_bench.sides import REST, STAGES, TOTAL
 from g4seg_bench.tables import AXIS_NAMES, STAGE_NAMES, START_NAMES, seconds
 from g4seg_engine.errors import MissingExtraError
@@ -106,7 +107,10 @@ def draw_scaling(record: LatencyRecord, figure: Figure) -> bool:
         for name, points in one.points.items():
             slope = one.slopes.get(name)
             label = _short(name) if slope is None else f"{_short(name)}: {seconds(slope)} s each"
-            axes.plot(*zip(*points, strict=True), "o-", color=colours[name], markersize=4, label=label)
+            medians = [seconds_of.median for _, seconds_of in points]
+            bars = [[one.median - one.min for _, one in points], [one.max - one.median for _, one in points]]
+            sizes = [size for size, _ in points]
+            axes.errorbar(sizes, medians, bars, fmt="o-", color=colours[name], markersize=4, capsize=2, label=label)
         axes.set_xticks(sorted({size for points in one.points.values() for size, _ in points}))
         axes.set_ylim(bottom=0)
         axes.set_xlabel(AXIS_NAMES[axis])
@@ -128,13 +132,13 @@ def draw_cold_start(record: LatencyRecord, figure: Figure) -> bool:
     figure.set_size_inches(WIDTH, 1.4 + 0.34 * len(bars))
     axes = figure.add_subplot()
     places = range(len(bars))
-    axes.barh(places, [start.mask for *_, start in bars], color=COLOURS[4], height=0.7, label="first mask")
-    axes.barh(places, [start.ready for *_, start in bars], color=COLOURS[0], height=0.7, label="ready")
+    axes.barh(places, [start.mask.median for *_, start in bars], color=COLOURS[4], height=0.7, label="first mask")
+    axes.barh(places, [start.ready.median for *_, start in bars], color=COLOURS[0], height=0.7, label="ready")
     for row, (*_, start) in enumerate(bars):
-        text = f" {seconds(start.ready)} s, {seconds(start.mask)} s"
-        axes.annotate(text, (max(start.ready, start.mask), row), va="center")
+        text = f" {seconds(start.ready.median)} s, {seconds(start.mask.median)} s"
+        axes.annotate(text, (max(start.ready.median, start.mask.median), row), va="center")
     _rows(axes, [f"{_short(name)}, {START_NAMES[kind]}" for name, kind, _ in bars])
-    axes.set_xlim(0, 1.25 * max(1e-9, *(max(start.ready, start.mask) for *_, start in bars)))
+    axes.set_xlim(0, 1.25 * max(1e-9, *(max(start.ready.median, start.mask.median) for *_, start in bars)))
     axes.set_xlabel("seconds from the start of the process")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return True

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from g4seg_bench.latency_record import AXES, ROWS, STARTS, LatencyRecord, SideRecord
+from g4seg_bench.choices import AXES
+from g4seg_bench.latency_record import ROWS, STARTS, LatencyRecord, Repeated, SideRecord
 from g4seg_bench.sides import REST, TOTAL
 from g4seg_trt.cli.common import one_line
 
@@ -24,7 +25,7 @@ STAGE_NAMES: Mapping[str, str] = {
 }
 AXIS_NAMES: Mapping[str, str] = {
     "classes": "classes of one image",
-    "batch": "batch size",
+    "batch": "batch size, s for each mask",
     "threads": "threads",
     "square": "side of the square, pixels",
 }
@@ -63,6 +64,13 @@ def seconds(value: float) -> str:
     if abs(value) < 1e-4:
         return f"{value:.6f}"
     return f"{value:#.3g}".rstrip(".") if abs(value) < 100 else f"{value:.0f}"
+
+
+def ranged(value: Repeated) -> str:
+    """The median, and between what the runs lie if there are several."""
+    if value.min == value.max:
+        return seconds(value.median)
+    return f"{seconds(value.median)} ({seconds(value.min)} to {seconds(value.max)})"
 
 
 def headline(record: LatencyRecord) -> str:
@@ -181,7 +189,7 @@ def memory_table(record: LatencyRecord) -> Table:
 def cold_start_table(record: LatencyRecord) -> Table:
     """Seconds from the start of a process until it is ready, and until its first mask."""
     rows = [
-        (side.name, START_NAMES[kind], seconds(side.cold_start[kind].ready), seconds(side.cold_start[kind].mask))
+        (side.name, START_NAMES[kind], ranged(side.cold_start[kind].ready), ranged(side.cold_start[kind].mask))
         for side in record.sides.values()
         for kind in STARTS
         if kind in side.cold_start
@@ -191,7 +199,7 @@ def cold_start_table(record: LatencyRecord) -> Table:
 
 
 def scaling_table(record: LatencyRecord) -> Table:
-    """Seconds of one refinement as one quantity grows, and the slope: seconds for each unit more."""
+    """Seconds of one refinement as one quantity grows; of classes also the slope: seconds for each one more."""
     names = list(record.sides)
     rows = []
     for axis in AXES:
@@ -201,10 +209,10 @@ def scaling_table(record: LatencyRecord) -> Table:
         by_side = {name: dict(points) for name, points in one.points.items()}
         for value in sorted({value for points in by_side.values() for value in points}):
             cells = (by_side.get(name, {}).get(value) for name in names)
-            rows.append((f"{AXIS_NAMES[axis]}: {value}", *("" if cell is None else seconds(cell) for cell in cells)))
+            rows.append((f"{AXIS_NAMES[axis]}: {value}", *("" if cell is None else ranged(cell) for cell in cells)))
         if one.slopes:
-            cells = (one.slopes.get(name) for name in names)
-            rows.append((f"{AXIS_NAMES[axis]}: slope", *("" if cell is None else seconds(cell) for cell in cells)))
+            slopes = (one.slopes.get(name) for name in names)
+            rows.append((f"{AXIS_NAMES[axis]}: slope", *("" if slope is None else seconds(slope) for slope in slopes)))
     return Table("Scaling", ("", *(f"{name}, s" for name in names)), tuple(rows))
 
 

@@ -54,7 +54,9 @@ def _side(times: float, role: str, backend: str, precision: str) -> dict[str, An
         "device_mb": None,
         "floors": {"unet": 3.21, "total": 18.0, "rest": None},
         "shares": {"unet": 0.726, "total": 0.75, "rest": None},
-        "cold_start": {kind: {"ready": 3.0 * (i + 1), "mask": 40.0 + i} for i, kind in enumerate(("first", "second"))},
+        "cold_start": {
+            kind: {"ready": [3.0 * (i + 1)], "mask": [40.0 + i, 42.0 + i]} for i, kind in enumerate(("first", "second"))
+        },
         "difference": None,
     }
 
@@ -69,7 +71,7 @@ def latency_record() -> dict[str, Any]:
     sides["eager"]["cold_start"] = sides["eager"]["floors"] = sides["eager"]["shares"] = None
     return {
         "benchmark": "latency",
-        "schema": 2,
+        "schema": 3,
         "environment": {"date": "2026-01-02T03:04:05Z", "processor": "Some CPU", "memory_mb": 8000, "gpu": None},
         "engine": {
             "model": "random:sd21-base",
@@ -100,13 +102,13 @@ def latency_record() -> dict[str, Any]:
         "noise": {"openvino bf16": 0.031, "onnxruntime": 0.02, "eager": 0.04},
         "scaling": {
             "classes": [
-                {"side": "onnxruntime", "classes": 4, "seconds": 83.0},
-                {"side": "onnxruntime", "classes": 1, "seconds": 24.5},
-                {"side": "openvino bf16", "classes": 1, "seconds": 12.3},
+                {"side": "onnxruntime", "classes": 4, "runs": [83.0, 81.0, 84.5]},
+                {"side": "onnxruntime", "classes": 1, "runs": [24.5]},
+                {"side": "openvino bf16", "classes": 1, "runs": [12.3]},
             ],
-            "batch": [{"side": "onnxruntime", "batch_size": 2, "seconds": 45.0}],
+            "batch": [{"side": "onnxruntime", "batch_size": 2, "runs": [45.0]}],
             "threads": [],
-            "square": [{"side": "eager", "square": 768, "seconds": 99.0}],
+            "square": [{"side": "eager", "square": 768, "runs": [99.0]}],
             "slopes": {"classes": {"onnxruntime": 19.5, "openvino bf16": None}},
         },
     }
@@ -168,8 +170,8 @@ def test_markdown_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     # min, p20, median, p80, TFLOP, GB, floor, share
     assert ["UNet", "3.98", "4.20", "4.42", "4.86", "0.767", "5.35", "3.21", "73 %"] in rows
     assert ["onnxruntime", "eager", "1.50", "1.40", "1.51", "1.50, 1.40, 1.51"] in rows
-    assert ["onnxruntime", "second start", "6.00", "41.0"] in rows
-    assert ["classes of one image: 4", "", "83.0", ""] in rows
+    assert ["onnxruntime", "second start", "6.00", "42.0 (41.0 to 43.0)"] in rows
+    assert ["classes of one image: 4", "", "83.0 (81.0 to 84.5)", ""] in rows
     assert ["classes of one image: slope", "", "19.5", ""] in rows
     assert ["side of the square, pixels: 768", "", "", "99.0"] in rows
     assert ["processor", "Some CPU"] in rows
@@ -249,7 +251,7 @@ def test_every_text_of_a_record_is_only_text(tmp_path: Path) -> None:
     record["sides"][NASTY] = record["sides"].pop("onnxruntime") | {"backend": NASTY}
     record["ratios"] = {NASTY: record["ratios"]["onnxruntime"]}
     record["noise"], record["scaling"]["slopes"] = {NASTY: 0.1}, {}
-    record["scaling"] |= {"classes": [{"side": NASTY, "classes": 1, "seconds": 1.0}], "batch": []}
+    record["scaling"] |= {"classes": [{"side": NASTY, "classes": 1, "runs": [1.0]}], "batch": []}
     record["environment"] = {NASTY: NASTY, "list": [NASTY], "inner": {NASTY: NASTY}}
     record["engine"] = {"model": NASTY, "vae": {"encoder": NASTY}}
     record |= {"safe": False, "unsafe_reason": NASTY}
@@ -287,7 +289,7 @@ def test_a_record_with_nothing_but_one_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"benchmark": "quality"}, "is of benchmark 'quality' and schema 2, expected 'latency' and 2"),
+        ({"benchmark": "quality"}, "is of benchmark 'quality' and schema 3, expected 'latency' and 3"),
         ({"schema": 1}, "and schema 1, expected"),
         ({"sides": {}}, "sides is empty"),
         ({"sides": []}, r"sides is \[\], expected an object"),
@@ -299,7 +301,11 @@ def test_a_record_with_nothing_but_one_side(tmp_path: Path) -> None:
         ({"noise": {"eager": True}}, r"noise\.eager is True, expected a number"),
         ({"noise": {"eager": 10**400}}, r"noise\.eager is 10*\.\.\., expected a number below"),
         ({"ratios": {"eager": {"pairs": 3}}}, r"ratios\.eager\.pairs is 3, expected a list"),
-        ({"scaling": {"classes": [{"side": "eager", "seconds": 1}]}}, r"scaling\.classes\[0\]\.classes is missing"),
+        ({"scaling": {"classes": [{"side": "eager", "runs": [1]}]}}, r"scaling\.classes\[0\]\.classes is missing"),
+        (
+            {"scaling": {"classes": [{"side": "eager", "classes": 1, "runs": []}]}},
+            r"scaling\.classes\[0\]\.runs is empty",
+        ),
         ({"ceilings": {"gflops": {}}}, r"ceilings\.copy_gb_s is missing"),
         ({"work": {"unet": {"convolution": 1}}}, r"work\.unet\.product is missing"),
     ],
@@ -434,8 +440,8 @@ def test_the_readme_s_tables_are_made_from_records(readme_file: Path, capsys: py
     rows = cells(text)
     assert ["old"] not in rows
     assert ["VAE decode", "5.93", "11.9", "17.8"] in rows
-    assert ["batch size: 2", "", "45.0", ""] in rows
-    assert ["openvino bf16", "first start", "3.00", "40.0"] in rows
+    assert ["batch size, s for each mask: 2", "", "45.0", ""] in rows
+    assert ["openvino bf16", "first start", "3.00", "41.0 (40.0 to 42.0)"] in rows
     assert ["openvino:bf16", "99.951", "94.3", "+1.46", "-0.04 ± 0.06", "yes"] in rows
     assert ["openvino", "0.50", "4.00", "1e-02", "0.50", "4.00", "1e-02"] in rows
     assert ["unet", "int8", "1.25", "2.3e-02", "99.91"] in rows

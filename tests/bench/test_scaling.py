@@ -18,6 +18,7 @@ from g4seg_bench.figures import slope
 from g4seg_bench.plans import Plan, Setup
 from g4seg_bench.scaling import Axis, axes_of, growth, measure_scaling, steps
 from g4seg_bench.sides import Outcome, Task
+from g4seg_engine.errors import G4SegError
 from g4seg_engine.manifest import ArtefactRecord
 
 Record = Callable[..., dict[str, Any]]
@@ -55,19 +56,21 @@ def test_points_and_slopes(toy_engine: Path, monkeypatch: pytest.MonkeyPatch) ->
         return FakeSide([], batch_size, threads)
 
     monkeypatch.setattr(Setup, "open", opened)
-    axes = [Axis("classes", (1, 2, 4)), Axis("batch", (1, 4)), Axis("threads", (1, 2))]
+    other = Axis("square", (32, 64), {32: toy_engine, 64: toy_engine})
+    axes = [Axis("classes", (1, 2, 4)), Axis("batch", (1, 4)), Axis("threads", (1, 2)), other]
     done: list[None] = []
     found = measure_scaling(setup(toy_engine), [PLAN], axes, 2, lambda: done.append(None))
-    assert len(done) == steps(axes, 1, 2) == 21
+    assert len(done) == steps(axes, 1, 2) == 27
 
     def points(key: str, *pairs: tuple[int, float]) -> list[dict[str, Any]]:
-        return [{"side": "onnxruntime", key: value, "seconds": seconds} for value, seconds in pairs]
+        return [{"side": "onnxruntime", key: value, "runs": [seconds, seconds]} for value, seconds in pairs]
 
     assert found == {
         "classes": points("classes", (1, 2.5), (2, 3.0), (4, 4.0)),
         "batch": points("batch_size", (1, 2.5), (4, 1.0)),
         "threads": points("threads", (1, 2.5), (2, 1.25)),
-        "slopes": {"classes": {"onnxruntime": 0.5}, "batch": {"onnxruntime": 0.5}},
+        "square": points("square", (32, 2.5), (64, 2.5)),
+        "slopes": {"classes": {"onnxruntime": 0.5}},
     }
 
 
@@ -94,13 +97,13 @@ def test_the_slope_is_that_of_least_squares() -> None:
 def test_axes(toy_engine: Path) -> None:
     engine = setup(toy_engine, threads=6)
     most = min(record.max_batch for record in engine.manifest.networks.values() if record.max_batch > 1)
-    axes = axes_of(("threads", "batch", "classes"), (1, 3, most, most + 1), engine, [PLAN])
+    axes = axes_of(("threads", "batch", "classes"), (1, 3, most, most + 1), (), engine, [PLAN])
     assert axes == [
         Axis("classes", (1, 3, most, most + 1)),
         Axis("batch", (1, 3, most)),
         Axis("threads", (1, 2, 4, 6)),
     ]
-    assert axes_of((), (1, 2), engine, [PLAN]) == []
+    assert axes_of((), (1, 2), (), engine, [PLAN]) == []
 
 
 def test_only_batches_that_were_built(toy_engine: Path) -> None:
@@ -108,14 +111,30 @@ def test_only_batches_that_were_built(toy_engine: Path) -> None:
     plan = ArtefactRecord("unet", "tensorrt", (), "10", "GPU", "9.0", "1", (1, 4), {})
     engine.__dict__["manifest"] = replace(engine.manifest, artefacts=(plan,))
     on_gpu = Plan(EngineChoice("tensorrt"), "tensorrt", "cuda", "fp16")
-    assert axes_of(("batch",), (1, 2, 4), engine, [on_gpu]) == [Axis("batch", (1, 4))]
-    assert axes_of(("batch",), (1, 2, 4), engine, [PLAN]) == [Axis("batch", (1, 2, 4))]
+    assert axes_of(("batch",), (1, 2, 4), (), engine, [on_gpu]) == [Axis("batch", (1, 4))]
+    assert axes_of(("batch",), (1, 2, 4), (), engine, [PLAN]) == [Axis("batch", (1, 2, 4))]
+
+
+def test_engines_at_other_squares(toy_engine: Path) -> None:
+    engine = setup(toy_engine)
+    own = engine.manifest.dims.square
+    with pytest.raises(G4SegError, match=f"has the square {own}, as .* has: give each size once"):
+        axes_of(("square",), (1,), (str(toy_engine),), engine, [PLAN])
+
+
+def test_an_engine_of_another_model(toy_engine: Path) -> None:
+    with pytest.raises(G4SegError, match=r"engine tiny is of the model .*, expected"):
+        axes_of(("square",), (1,), ("tiny",), setup(toy_engine), [PLAN])
 
 
 def test_growth_in_words() -> None:
-    points = [{"side": "a", "classes": count, "seconds": seconds} for count, seconds in ((1, 2.0), (2, 3.0), (4, 6.0))]
-    said = growth([*points, {"side": "b", "classes": 8, "seconds": 1.0}], "a")
-    assert said == "each class more costs 1.000, 1.500 s between 1, 2, 4 classes; four cost 3.00 times one"
+    runs = {1: [2.0, 1.0, 2.0], 2: [3.0, 3.0, 3.0], 4: [6.0, 4.0, 5.0]}
+    points = [{"side": "a", "classes": count, "runs": many} for count, many in runs.items()]
+    said = growth([*points, {"side": "b", "classes": 8, "runs": [1.0]}], "a")
+    assert said == (
+        "each class more costs 1.000, 1.000 s between 1, 2, 4 classes; four cost 3.00 times one (2.50 to 4.00, turn by "
+        "turn)"
+    )
 
 
 def test_scaling_of_an_engine(record_of: Record, toy_engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +143,6 @@ def test_scaling_of_an_engine(record_of: Record, toy_engine: Path, capsys: pytes
     assert record["settings"]["classes"] == 2, "the first is the one that sides are compared with"
     assert [one["classes"] for one in record["scaling"]["classes"]] == [2, 4, 1]
     assert [one["batch_size"] for one in record["scaling"]["batch"]] == [2, 4, 1]
-    assert all(one["seconds"] > 0 for axis in ("classes", "batch") for one in record["scaling"][axis])
-    assert set(record["scaling"]["slopes"]) == {"classes", "batch"}
+    assert all(min(one["runs"]) > 0 for axis in ("classes", "batch") for one in record["scaling"][axis])
+    assert set(record["scaling"]["slopes"]) == {"classes"}
     assert "four cost" in capsys.readouterr().out
