@@ -10,7 +10,7 @@ from pathlib import Path
 
 from g4seg_engine.cuda_device import cuda_device, driver_cuda
 from g4seg_engine.manifest import Manifest
-from g4seg_engine.processor import has_bfloat16
+from g4seg_engine.processor import cpu_precisions
 from g4seg_engine.tensorrt_artefact import BACKEND as TENSORRT
 from g4seg_engine.tensorrt_artefact import difference
 from g4seg_trt.chain import Chain, HostChain
@@ -75,7 +75,7 @@ def choose(manifest: Manifest, backend: str, device: str | None, compute_precisi
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII) or device.partition(":")[0] not in BACKENDS[backend]:
         raise ConfigError(f"device is {device!r}, allowed with backend {backend}: {', '.join(BACKENDS[backend])}")
     if backend == "openvino":
-        return Execution(backend, device, compute_precision or _fastest_precision())
+        return Execution(backend, device, compute_precision or cpu_precisions()[-1])
     if compute_precision is not None:
         raise ConfigError(
             f"compute precision is {compute_precision!r}, allowed with backend {backend}: none, it computes in the "
@@ -138,6 +138,11 @@ def open_chain(
 def _automatic(manifest: Manifest, device: str | None, compute_precision: str | None) -> Execution:
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):
         raise ConfigError(f"device is {device!r}, allowed: cpu, cuda")
+    if device not in (None, "cpu") and compute_precision is not None:
+        raise ConfigError(
+            f"compute precision is {compute_precision!r}, allowed on the device {device}: none, it computes in the "
+            "engine's own precision"
+        )
     found: Execution | None = None
     if device != "cpu" and compute_precision is None:
         found = _on_gpu(manifest, device or "cuda")
@@ -173,20 +178,17 @@ def _on_gpu(manifest: Manifest, device: str) -> Execution | None:
 
 
 def _on_cpu(manifest: Manifest, compute_precision: str | None) -> Execution:
-    has_openvino = find_spec("openvino") is not None
+    has_openvino, has_onnxruntime = (find_spec(name) is not None for name in ("openvino", "onnxruntime"))
     plain = Execution("onnxruntime", "cpu", manifest.networks["unet"].precision)
     if compute_precision is None:
         if not has_openvino:
             return replace(plain, reason="openvino, which is faster on a CPU, is not installed")
-        if sum(file.bytes for file in manifest.files()) < SMALL_ENGINE:
+        if has_onnxruntime and sum(file.bytes for file in manifest.files()) < SMALL_ENGINE:
             return replace(plain, reason="small networks are open sooner with it")
-    chosen = compute_precision or _fastest_precision()
+    chosen = compute_precision or cpu_precisions()[-1]
+    fastest = "it is the fastest on a CPU"
     why = {
         "bf16": "this processor multiplies bfloat16, and labels agree with float32's",
-        "fp32": "it is the fastest on a CPU" if has_bfloat16() else "this processor has no bfloat16 instructions",
+        "fp32": fastest if "bf16" in cpu_precisions() else "this processor has no bfloat16 instructions",
     }
     return Execution("openvino", "cpu", chosen, why.get(chosen, ""))
-
-
-def _fastest_precision() -> str:
-    return "bf16" if has_bfloat16() else "fp32"

@@ -35,19 +35,23 @@ FOLDER = "cache"
 WORTH_KEEPING = 32 * 2**20
 """Networks with fewer bytes than this are ready as fast without an entry."""
 
-Keep = Callable[[Mapping[str, Any], Callable[[Path], None]], "Path | None"]
-"""``cached`` with all but its last two arguments given, which a backend fills in."""
+Keep = Callable[[Mapping[str, Any], float, Callable[[Path], None]], "Path | None"]
+"""``cached`` with all but its last three arguments given, which a backend fills in."""
 
 _RECORD = "entry.json"
-_SPACE = 2
-"""An entry may take this many times the bytes of its network: onnxruntime keeps weights as they were and packed."""
 
 _LEFTOVER = re.compile(r"\..+\.\d+\.[0-9a-f]{8}")
 _LEFTOVER_AGE = 24 * 3600
 """Seconds after which an unfinished entry is one that nobody finishes."""
 
-_refused: set[Path] = set()
-"""Engine directories in which this process could not keep something: said once, and not tried again."""
+_refused: set[tuple[Path, str, str]] = set()
+"""Engine directory, backend and network of what this process could not keep: not tried again."""
+
+_said: set[tuple[Path, str]] = set()
+"""Folders and what was wrong there: said once."""
+
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+"""What renaming a folder gives where something lies in its place."""
 
 
 def cached(
@@ -56,6 +60,7 @@ def cached(
     network: str,
     backend: str,
     key: Mapping[str, Any],
+    space: float,
     make: Callable[[Path], None],
 ) -> Path | None:
     """The folder of an entry, made now if there is none that fits.
@@ -66,12 +71,13 @@ def cached(
         network: what the entry is made of; the hashes of its files become a part of the key.
         backend: whose entry it is.
         key: whatever else the entry depends on, plain JSON: versions, precision, batch size. The processor is added.
+        space: times the bytes of its network that an entry takes, about: so much must be free before it is made.
         make: writes the entry's files into the folder that it is given. An OSError says that it cannot be kept; what
             else it raises is passed on.
 
     Returns:
-        The folder, or None where an entry is not worth its while or cannot be written, which is logged once for each
-        engine directory.
+        The folder, or None where an entry is not worth its while or cannot be written. That is logged once for each
+        engine directory and reason, and not tried again for this network.
     """
     files = manifest.networks[network].files
     size = sum(record.bytes for record in files)
@@ -82,18 +88,24 @@ def cached(
     entry = directory / FOLDER / f"{backend}-{network}-{digest}"
     if is_whole(entry):
         return entry
-    if directory.resolve() in _refused:
+    refusal = (directory.resolve(), backend, network)
+    if refusal in _refused:
         return None
     try:
-        _make(entry, whole, _SPACE * size, make)
+        _make(entry, whole, space * size, make)
     except OSError as error:
         # Two processes may finish at once: the other's entry is as good.
         if not is_whole(entry):
-            _refused.add(directory.resolve())
-            reason = error.strerror or error
-            logger.warning("no cache in %s (%s): the next start takes as long as this one", entry.parent, reason)
+            _refused.add(refusal)
+            reason = str(error.strerror or error)
+            _warn(entry.parent, f"no cache in {entry.parent} ({reason}): the next start takes as long as this one")
             return None
     return entry
+
+
+def say_unusable(entry: Path, reason: object) -> None:
+    """Log, once for each entry, that it is whole but cannot be used, and that the graph itself takes its place."""
+    _warn(entry, f"{reason}; using the graph itself: delete {entry} to have it made again")
 
 
 def is_whole(entry: Path) -> bool:
@@ -115,7 +127,14 @@ def cache_bytes(directory: Path) -> dict[str, int]:
     return found
 
 
-def _make(entry: Path, key: Mapping[str, Any], space: int, make: Callable[[Path], None]) -> None:
+def _warn(where: Path, message: str) -> None:
+    said = (where.resolve(), message)
+    if said not in _said:
+        _said.add(said)
+        logger.warning("%s", message)
+
+
+def _make(entry: Path, key: Mapping[str, Any], space: float, make: Callable[[Path], None]) -> None:
     """Make an entry beside its place and move it there."""
     staged = _beside(entry)
     try:
@@ -127,9 +146,7 @@ def _make(entry: Path, key: Mapping[str, Any], space: int, make: Callable[[Path]
         files = {path.name: _record(path) for path in staged.iterdir()}
         text = json.dumps({"key": key, "files": files}, indent=1)
         (staged / _RECORD).write_text(f"{text}\n", encoding="utf-8")
-        if not is_whole(entry):
-            _move_away(entry)
-            staged.rename(entry)
+        _put(staged, entry)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -144,6 +161,21 @@ def _as_recorded(path: Path, record: Mapping[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == record["bytes"] and _record(path) == record
 
 
+def _put(staged: Path, entry: Path) -> None:
+    """Move a finished entry to its place, unless another's whole one is there: that may be in use already."""
+    while True:
+        try:
+            staged.rename(entry)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+        else:
+            return
+        if is_whole(entry):
+            return
+        _move_away(entry)
+
+
 def _move_away(entry: Path) -> None:
     """Delete a damaged entry, or whatever is in its place, in one step for everybody else."""
     aside = _beside(entry)
@@ -151,6 +183,15 @@ def _move_away(entry: Path) -> None:
         entry.rename(aside)
     except FileNotFoundError:
         return
+    if is_whole(aside):
+        # Another process was faster: it has deleted the damaged one and put its own there.
+        try:
+            aside.rename(entry)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+        else:
+            return
     if aside.is_dir() and not aside.is_symlink():
         shutil.rmtree(aside, ignore_errors=True)
     else:

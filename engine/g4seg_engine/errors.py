@@ -34,3 +34,8 @@ class EngineMismatchError(EngineError):
 
 class RunnerInputError(EngineError):
     """An input of a network has the wrong name, dtype, shape or batch size."""
+
+
+def first_line(error: BaseException) -> str:
+    """The message of an error as one line, or the name of its kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -12,23 +12,23 @@ and the first start's peak while it opens is that of a start without a cache (3.
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from g4seg_engine.cache import Keep
+from g4seg_engine.cache import Keep, say_unusable
 from g4seg_engine.errors import EngineError
-
-logger = logging.getLogger(__name__)
 
 GRAPH_FILE = "model.onnx"
 """The optimised graph in an entry."""
 
 WEIGHTS_FILE = "weights.bin"
 """Its weights, beside it."""
+
+_SPACE = 2.0
+"""An entry takes at most so many times the bytes of its network: weights as they were, and packed."""
 
 _SMALLEST_WEIGHT = 2**20 + 1
 """Bytes from which on a weight is kept in the file of weights; smaller ones stay in the graph.
@@ -81,7 +81,7 @@ def open_cached(
         "smallest weight": _SMALLEST_WEIGHT,
     }
     try:
-        entry = keep(whole, make)
+        entry = keep(whole, _SPACE, make)
     except EngineError:
         return None
     if entry is None:
@@ -89,7 +89,7 @@ def open_cached(
     try:
         return open_graph(entry / GRAPH_FILE, as_it_is)
     except EngineError as error:
-        logger.warning("%s; using the graph itself: delete %s to have it made again", error, entry)
+        say_unusable(entry, error)
         return None
 
 

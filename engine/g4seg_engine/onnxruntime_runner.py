@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from g4seg_engine.cache import Keep
-from g4seg_engine.errors import EngineError, EngineMismatchError, MissingExtraError
+from g4seg_engine.errors import EngineError, EngineMismatchError, MissingExtraError, first_line
 from g4seg_engine.onnxruntime_cache import open_cached
 from g4seg_engine.processor import usable_cpus
 from g4seg_engine.runner import Array, check_inputs, output_arrays
@@ -220,7 +220,3 @@ def _same_axes(spec: NetworkSpec, tensor: TensorSpec, shape: list[int | str | No
         elif isinstance(found, int) and found != expected:
             return False
     return True
-
-
-def first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from g4seg_engine.errors import EngineError
-from g4seg_engine.onnxruntime_runner import CPU_PROVIDER, CUDA_PROVIDER, OnnxRuntimeRunner, first_line
+from g4seg_engine.errors import EngineError, first_line
+from g4seg_engine.onnxruntime_runner import CPU_PROVIDER, CUDA_PROVIDER, OnnxRuntimeRunner
 from g4seg_engine.spec import NetworkSpec
 from g4seg_engine.tensors import Enqueue, check_bound, no_memory
 

@@ -1,14 +1,12 @@
 """Runs an ONNX graph with OpenVINO on a CPU, in float32 or, where the processor has the instructions, in bfloat16.
 
-Shapes are static: a graph is compiled for each batch size that it is run with. Large networks are kept in the engine
-directory as OpenVINO's own files (see `cache`), of which the second start compiles several times as fast. Weights of
-a network that computes in bfloat16 are kept there as float16, which has more digits: half to read and to hold.
+Shapes are static: a graph is compiled for each batch size that it is run with. Weights of a network that computes in
+bfloat16 are rounded to float16, which has more digits: half to read and to hold. Large networks are kept compiled in
+the engine directory (see `openvino_cache`).
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -20,18 +18,15 @@ import numpy as np
 from g4seg_engine.cache import Keep
 from g4seg_engine.errors import EngineError, EngineMismatchError, MissingExtraError
 from g4seg_engine.mapped_files import dropping_pages
+from g4seg_engine.openvino_cache import ERRORS, Request, last_line, open_cached, weights
 from g4seg_engine.openvino_norms import norm_by_channel
-from g4seg_engine.processor import has_bfloat16, usable_cpus
+from g4seg_engine.processor import cpu_precisions, usable_cpus
 from g4seg_engine.runner import Array, check_inputs
 from g4seg_engine.spec import BATCH, NetworkSpec, show_shape
 
 PRECISIONS: Mapping[str, str] = {"fp32": "f32", "bf16": "bf16"}
 """Compute precisions, and what OpenVINO calls them."""
 
-MODEL_FILE = "model.xml"
-"""OpenVINO's graph in a cache entry; its weights lie beside it."""
-
-_ERRORS = (RuntimeError, ValueError, TypeError)  # OpenVINO has no type of its own
 _DTYPES = {"f32": "float32", "f16": "float16", "i64": "int64"}
 
 
@@ -80,27 +75,28 @@ class OpenVinoRunner:
         }
         self._core: Any = self._openvino.Core()
         self._lock = Lock()
-        self._requests: dict[int, Any] = {}
+        self._requests: dict[int, Request] = {}
         self._request(batch if spec.max_batch > 1 else 1)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the network once; see Runner.run."""
-        if self._core is None:
-            raise EngineError(f"{self.spec.name}: this runner is closed")
         batch = check_inputs(self.spec, inputs)
         held = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         with self._lock:
-            request = self._request(batch)
+            if self._core is None:
+                raise EngineError(f"{self.spec.name}: this runner is closed")
+            request = self._request(batch).request
             try:
                 request.infer(held, share_inputs=True)
                 return {tensor.name: request.get_tensor(tensor.name).data.copy() for tensor in self.spec.outputs}
-            except _ERRORS as error:
+            except ERRORS as error:
                 raise EngineError(f"{self.spec.name}: OpenVINO failed: {last_line(error)}") from error
 
     def close(self) -> None:
-        """Frees the compiled network."""
-        self._requests.clear()
-        self._core = None
+        """Frees the compiled network, after the run that is under way."""
+        with self._lock:
+            self._requests.clear()
+            self._core = None
 
     def __enter__(self) -> OpenVinoRunner:
         return self
@@ -110,40 +106,40 @@ class OpenVinoRunner:
     ) -> None:
         self.close()
 
-    def _request(self, batch: int) -> Any:
+    def _request(self, batch: int) -> Request:
         """The compiled network of a batch size, ready to run."""
         if batch not in self._requests:
-            entry = self._entry(batch)
-            source = entry / MODEL_FILE if entry is not None else self._path
             try:
-                # Packed for the processor, the weights are read no more.
-                with dropping_pages(source.parent):
-                    compiled = self._compile(batch, entry)
-                self._requests[batch] = compiled.create_infer_request()
-            except _ERRORS as error:
+                self._requests[batch] = self._kept(batch) or self._compiled(batch)
+            except ERRORS as error:
                 version = self._openvino.__version__
-                raise EngineError(f"OpenVINO {version} cannot open {source}: {last_line(error)}") from error
+                raise EngineError(f"OpenVINO {version} cannot open {self._path}: {last_line(error)}") from error
         return self._requests[batch]
 
-    def _entry(self, batch: int) -> Path | None:
+    def _kept(self, batch: int) -> Request | None:
+        """The request of the cache's entry, or None where there is none to use."""
         if self._keep is None:
             return None
-        key = {
-            "version": self._openvino.__version__,
-            "precision": self.compute_precision,
-            "batch": batch,
-            "norms": "by channel",
-        }
-        return self._keep(key, lambda folder: self._save(batch, folder))
+        key = {"precision": self.compute_precision, "batch": batch, "norms": "by channel"}
+        return open_cached(
+            self._openvino, self._core, lambda: self._read(batch), self._config, self._keep, key, self._halved
+        )
 
-    def _compile(self, batch: int, entry: Path | None) -> Any:
-        if entry is None:
-            return self._core.compile_model(self._read(batch), "CPU", self._config)
-        config = dict(self._config)
-        if os.access(entry, os.W_OK) or any(entry.glob("*.blob")):
-            # Next to nothing on the disk: the weights stay where they are.
-            config |= {"CACHE_DIR": str(entry), "CACHE_MODE": "OPTIMIZE_SIZE"}
-        return self._core.compile_model(entry / MODEL_FILE, "CPU", config)
+    def _compiled(self, batch: int) -> Request:
+        """The request of the graph itself."""
+        model = self._read(batch)
+        if self._halved:
+            # What save_model calls for a file; openvino.passes has no equal.
+            from openvino._offline_transformations import compress_model_transformation
+
+            with dropping_pages(weights(model)):
+                compress_model_transformation(model)
+        with dropping_pages(weights(model)):
+            return Request(self._core.compile_model(model, "CPU", self._config).create_infer_request())
+
+    @property
+    def _halved(self) -> bool:
+        return self.compute_precision == "bf16"
 
     def _read(self, batch: int) -> Any:
         """The graph with a fixed batch size.
@@ -162,20 +158,6 @@ class OpenVinoRunner:
         norm_by_channel(model)
         return model
 
-    def _save(self, batch: int, folder: Path) -> None:
-        try:
-            model = self._read(batch)
-            self._openvino.save_model(model, folder / MODEL_FILE, compress_to_fp16=self.compute_precision == "bf16")
-        except _ERRORS as error:
-            needed = self._path.stat().st_size + sum(
-                other.stat().st_size for other in self._path.parent.glob(f"{self._path.name}.*")
-            )
-            if shutil.disk_usage(folder).free < needed:
-                raise OSError(28, "no space left on the disk") from error
-            raise EngineError(
-                f"OpenVINO {self._openvino.__version__} cannot open {self._path}: {last_line(error)}"
-            ) from error
-
 
 def check_precision(compute_precision: str | None) -> str:
     """What OpenVINO is to compute in: what was asked for, or the fastest that the processor has instructions for.
@@ -184,12 +166,12 @@ def check_precision(compute_precision: str | None) -> str:
         EngineError: an unknown precision, or one that this processor cannot compute in at speed.
     """
     if compute_precision is None:
-        return "bf16" if has_bfloat16() else "fp32"
+        return cpu_precisions()[-1]
     if compute_precision not in PRECISIONS:
         raise EngineError(
             f"compute precision {compute_precision!r} is unknown to openvino: choose from {', '.join(PRECISIONS)}"
         )
-    if compute_precision == "bf16" and not has_bfloat16():
+    if compute_precision not in cpu_precisions():
         raise EngineError("this processor has no bfloat16 instructions: choose --compute-precision fp32")
     return compute_precision
 
@@ -208,12 +190,6 @@ def require_openvino() -> ModuleType:
         raise MissingExtraError.for_package("openvino", "openvino") from error
     module: ModuleType = openvino
     return module
-
-
-def last_line(error: Exception) -> str:
-    """What went wrong in one line: OpenVINO's messages begin with its own source files."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _check_graph(path: Path, spec: NetworkSpec, model: Any) -> None:

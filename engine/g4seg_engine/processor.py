@@ -26,6 +26,11 @@ def has_bfloat16() -> bool:
     return bool(_BFLOAT16 & flags())
 
 
+def cpu_precisions() -> tuple[str, ...]:
+    """What a backend with a choice may compute in on this processor, the fastest last: "fp32", and "bf16" if it can."""
+    return ("fp32", "bf16") if has_bfloat16() else ("fp32",)
+
+
 @cache
 def flags() -> frozenset[str]:
     """The processor's features by the names that Linux gives them; none on other systems."""

@@ -170,7 +170,7 @@ class ArtefactRecord:
 
     Attributes:
         network: one of NETWORKS.
-        backend: "tensorrt", "openvino".
+        backend: "tensorrt".
         files: the compiled files.
         backend_version: version of the compiler.
         device: name of the GPU or CPU.

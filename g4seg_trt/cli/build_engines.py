@@ -127,9 +127,15 @@ def execute(_parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
             raise OutputError(f"cannot write {place}: it lies in the engine directory; choose another place")
     compiler = _compiler(arguments, output)
     if arguments.backend == "openvino":
+        # Before an export that takes minutes.
         from g4seg_engine.runner import check_backend
 
-        check_backend("openvino", "cpu")  # before an export that takes minutes
+        if arguments.precision == "bf16":
+            raise ConfigError(
+                "--precision bf16 is given with --backend openvino, allowed: fp32 or fp16, from which it computes in "
+                "bfloat16 by itself where the processor can"
+            )
+        check_backend("openvino", "cpu")
     start = perf_counter()
     ranges = None if arguments.check_fp16_range is None else _check_range(arguments, output)
     manifest = _export(arguments, output, compiler)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from g4seg_engine.cuda_device import cuda_device
+from g4seg_engine.errors import first_line
 from g4seg_engine.manifest import load_engine, write_manifest
 from g4seg_engine.tensorrt_builder import build_tensorrt
 from g4seg_trt.diagnosis.packages import package_problems
 from g4seg_trt.diagnosis.trial import (
     GPU_EXTRA,
     UnusableError,
-    first_line,
     refine_sample,
     require,
     require_gpu,

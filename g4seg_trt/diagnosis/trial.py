@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from g4seg_engine.errors import first_line
 from g4seg_trt.diagnosis.gpu import read_gpus
 from g4seg_trt.diagnosis.packages import extra_requirements, installed_version, is_older, package_problems
 from g4seg_trt.errors import G4SegError
@@ -106,11 +107,6 @@ def refine_sample(backend: str, device: str, engine: str | Path = "tiny") -> Non
         refined = refiner.refine({"disc": disc}).probabilities["disc"]
     if not (refined.shape == disc.shape and np.isfinite(refined).all() and refined.min() >= 0 and refined.max() <= 1):
         raise UnusableError("it computes nonsense on the embedded engine", "report it together with this text")
-
-
-def first_line(error: BaseException) -> str:
-    """The message of an error as one line, or the name of its kind."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _run(backend: str, device: str, facts: dict[str, Any]) -> None:

@@ -79,6 +79,10 @@ def test_low_memory_changes_no_byte(refine_here: Command, scene: Scene) -> None:
     [
         (("--compute-precision", "bf16"), "compute precision is 'bf16', allowed with backend onnxruntime: none"),
         (("--backend", "openvino", "--device", "cuda"), "device is 'cuda', allowed with backend openvino: cpu"),
+        (
+            ("--backend", "auto", "--device", "cuda", "--compute-precision", "bf16"),
+            "compute precision is 'bf16', allowed",
+        ),
         (("--backend", "auto", "--device", "cuda:7"), "no backend runs this engine there"),
         (("--device", "cuda", "--low-memory"), "low memory is asked for on the device cuda"),
     ],
@@ -115,4 +119,4 @@ def test_a_build_for_openvino_is_ready_to_start(tmp_path: Path, monkeypatch: pyt
     assert build_engines.main(["--model", "tiny", "--output", str(engine), "--backend", "openvino"]) == 0
     entries = {entry.name.split("-")[1] for entry in (engine / cache.FOLDER).iterdir()}
     assert entries == {"text_encoder", "vae_encoder", "unet", "vae_decoder", "image_encoder"}
-    assert len(list((engine / cache.FOLDER).rglob("*.blob"))) == 5
+    assert len(list((engine / cache.FOLDER).glob("*/model.blob"))) == 5

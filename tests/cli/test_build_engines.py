@@ -123,6 +123,17 @@ def test_compiler_options_that_do_not_fit(
     assert not calls
 
 
+def test_openvino_is_not_built_in_bfloat16(
+    calls: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--output", str(tmp_path / "out"), "--backend", "openvino", "--precision", "bf16"]
+    assert main(["--model", "tiny", *options]) == 1
+    err = capsys.readouterr().err
+    assert "--precision bf16 is given with --backend openvino, allowed: fp32 or fp16" in err
+    assert err.count("\n") == 1
+    assert not calls, "an export takes minutes"
+
+
 @pytest.mark.usefixtures("calls")
 def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "tiny", "--output", str(tmp_path / "out"), "--json", "-"]) == 0

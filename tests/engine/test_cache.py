@@ -44,7 +44,7 @@ def manifest(engine: Path) -> Manifest:
 @pytest.fixture
 def keep(engine: Path, manifest: Manifest) -> Keep:
     """keep(make, **key) -> the entry of the UNet."""
-    return lambda make=write, **key: cached(engine, manifest, "unet", "mine", key, make)
+    return lambda make=write, **key: cached(engine, manifest, "unet", "mine", key, 2, make)
 
 
 def write(folder: Path) -> None:
@@ -92,9 +92,9 @@ def test_an_entry_belongs_to_its_key(
         keep(batch=1),
         keep(batch=2),
         keep(),
-        cached(engine, manifest, "unet", "other", {}, write),
+        cached(engine, manifest, "unet", "other", {}, 2, write),
         # Another network has other files.
-        cached(engine, manifest, "vae_decoder", "mine", {}, write),
+        cached(engine, manifest, "vae_decoder", "mine", {}, 2, write),
     }
     monkeypatch.setattr(cache, "processor_hash", lambda: "another processor")
     entries.add(keep())
@@ -105,11 +105,11 @@ def test_an_entry_belongs_to_its_key(
 def test_a_small_network_has_none(engine: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     size = sum(record.bytes for record in manifest.networks["unet"].files)
     monkeypatch.setattr(cache, "WORTH_KEEPING", size + 1)
-    assert cached(engine, manifest, "unet", "mine", {}, refuse) is None
+    assert cached(engine, manifest, "unet", "mine", {}, 2, refuse) is None
     assert not (engine / FOLDER).exists()
     assert cache_bytes(engine) == {}
     monkeypatch.setattr(cache, "WORTH_KEEPING", size)
-    assert_good(cached(engine, manifest, "unet", "mine", {}, write))
+    assert_good(cached(engine, manifest, "unet", "mine", {}, 2, write))
 
 
 def test_the_engine_with_a_cache_still_fits_its_manifest(engine: Path, manifest: Manifest, keep: Keep) -> None:
@@ -122,7 +122,7 @@ def spare_entry(tmp_path_factory: pytest.TempPathFactory, fill_engine: Callable[
     engine = tmp_path_factory.mktemp("spare")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "WORTH_KEEPING", 0)
-        entry = cached(engine, fill_engine(engine), "unet", "mine", {}, write)
+        entry = cached(engine, fill_engine(engine), "unet", "mine", {}, 2, write)
     assert entry is not None
     return entry
 
@@ -200,9 +200,13 @@ def test_a_full_disk_is_said_once(
 ) -> None:
     assert keep(fail_to_write) is None
     assert names(engine) == []
-    # It is not tried again, for this network or for others.
+    # It is not tried again for this network, of which every entry takes as much.
     assert keep(refuse) is None
-    assert cached(engine, manifest, "vae_decoder", "mine", {}, refuse) is None
+    assert keep(refuse, batch=2) is None
+    # Others are smaller, or fail alike.
+    assert cached(engine, manifest, "text_encoder", "mine", {}, 2, fail_to_write) is None
+    assert_good(cached(engine, manifest, "vae_decoder", "mine", {}, 2, write))
+    assert_good(cached(engine, manifest, "unet", "another backend", {}, 2, write))
     [warning] = caplog.records
     assert warning.levelno == logging.WARNING
     assert warning.getMessage() == (
@@ -223,14 +227,21 @@ def test_another_processes_entry_serves_one_that_could_make_none(
     assert names(engine) == [entry.name]
 
 
+@pytest.mark.parametrize("space", [2, 0.5])
 def test_a_disk_that_is_nearly_full_is_left_alone(
-    engine: Path, manifest: Manifest, keep: Keep, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: Path, manifest: Manifest, space: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    size = sum(record.bytes for record in manifest.networks["unet"].files)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * size - 1))
-    assert keep(refuse) is None
+    sizes = {name: sum(record.bytes for record in network.files) for name, network in manifest.networks.items()}
+    smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    free = space * sizes[largest] - 0.5
+    assert space * sizes[smallest] <= free
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert cached(engine, manifest, largest, "mine", {}, space, refuse) is None
     assert names(engine) == []
     assert "No space left on device" in caplog.text
+    # There is room for a smaller network, and for a backend that needs less.
+    assert_good(cached(engine, manifest, smallest, "mine", {}, space, write))
+    assert_good(cached(engine, manifest, largest, "lean", {}, space / 2, write))
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()])
@@ -283,6 +294,43 @@ def test_one_that_comes_second_uses_the_first(engine: Path, keep: Keep, before: 
     assert names(engine) == [entry.name]
 
 
+@pytest.mark.parametrize("before", ["nothing", "damaged"])
+def test_an_entry_that_somebody_has_got_stays(
+    engine: Path, keep: Keep, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another maker finishes between the last look at the place and what is done to it."""
+    first = keep()
+    assert first is not None
+    (first / "weights").unlink()
+    if before == "nothing":
+        shutil.rmtree(first)
+    got: list[tuple[Path, int]] = []
+    look = cache.is_whole
+
+    def interrupted(entry: Path) -> bool:
+        found = look(entry)
+        made = (engine / FOLDER).exists() and any(path.name.startswith(".") for path in (engine / FOLDER).iterdir())
+        if made and not found and not got:
+            with monkeypatch.context() as patch:
+                patch.setattr(cache, "is_whole", look)
+                other = keep(write)
+            assert_good(other)
+            assert other is not None
+            got.append((other, other.stat().st_ino))
+        return found
+
+    monkeypatch.setattr(cache, "is_whole", interrupted)
+    mine = keep(write)
+    if before == "nothing":
+        # Nothing to look at: the place is taken at once.
+        assert not got
+    else:
+        [(other, number)] = got
+        assert (mine, mine.stat().st_ino if mine else 0) == (other, number)
+    assert_good(mine)
+    assert names(engine) == [first.name]
+
+
 @pytest.fixture
 def killed(engine: Path) -> Iterator[Path]:
     """What a process leaves that is killed while it makes an entry."""
@@ -299,7 +347,7 @@ def make(folder):
 
 cache.WORTH_KEEPING = 0
 engine = Path(sys.argv[1])
-cache.cached(engine, load_engine(engine), "unet", "mine", {}, make)
+cache.cached(engine, load_engine(engine), "unet", "mine", {}, 2, make)
 """
     command = [sys.executable, "-c", code, str(engine)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -333,5 +381,5 @@ def test_an_overwritten_engine_starts_without_the_old_entries(
     with staged_engine(engine, overwrite=True) as staged:
         fill_engine(staged)
     assert not (engine / FOLDER).exists()
-    again: Any = partial(cached, engine, load_engine(engine), "unet", "mine", {})
+    again: Any = partial(cached, engine, load_engine(engine), "unet", "mine", {}, 2)
     assert_good(again(write))

@@ -169,7 +169,8 @@ def test_half_precision_gives_the_same_bytes(tmp_path: Path) -> None:
 def keeper(folder: Path, keys: list[Mapping[str, Any]] | None = None) -> cache.Keep:
     """Makes an entry for each key that comes, in `folder`."""
 
-    def keep(key: Mapping[str, Any], make: Callable[[Path], None]) -> Path | None:
+    def keep(key: Mapping[str, Any], space: float, make: Callable[[Path], None]) -> Path | None:
+        assert space == 2, "weights as they were, and packed"
         if keys is not None:
             keys.append(key)
         entry = folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()

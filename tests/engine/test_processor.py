@@ -28,6 +28,7 @@ def forget() -> Iterator[None]:
 def test_bfloat16(lines: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "_cpuinfo", lambda: lines)
     assert processor.has_bfloat16() is expected
+    assert processor.cpu_precisions() == (("fp32", "bf16") if expected else ("fp32",))
 
 
 def test_the_hash_is_of_what_the_processor_can_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from g4seg_engine import tensorrt_api
+from g4seg_engine import processor, tensorrt_api
 from g4seg_engine.cuda_device import CudaDevice
 from g4seg_engine.manifest import ArtefactRecord, Manifest, load_engine
 from g4seg_engine.tensorrt_artefact import onnx_hashes
@@ -114,7 +114,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 def test_auto_takes_openvino_on_a_cpu(
     bfloat16: bool, precision: str, installed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "has_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(processor, "has_bfloat16", lambda: bfloat16)
     found = choose(engine_of(500), AUTO, None, None)
     assert (found.backend, found.device, found.compute_precision) == ("openvino", "cpu", precision)
     assert "bfloat16" in found.reason
@@ -133,6 +133,39 @@ def test_auto_opens_small_engines_with_onnxruntime() -> None:
     assert "open sooner" in found.reason
     # Who asks for a precision gets it.
     assert choose(MANIFEST, AUTO, None, "fp32").backend == "openvino"
+
+
+def test_auto_takes_what_is_installed(installed: set[str]) -> None:
+    installed.remove("onnxruntime")
+    found = choose(MANIFEST, AUTO, None, "fp32")
+    assert choose(MANIFEST, AUTO, None, None).backend == found.backend == "openvino"
+    installed.remove("openvino")
+    # Which to install is said where it is opened.
+    assert choose(MANIFEST, AUTO, None, None).backend == "onnxruntime"
+
+
+def test_auto_without_a_backend() -> None:
+    program = (
+        "import sys; sys.modules['onnxruntime'] = sys.modules['openvino'] = None\n"
+        "from g4seg_trt import Refiner\n"
+        "from g4seg_trt.errors import MissingExtraError\n"
+        "try:\n"
+        "    Refiner.from_engine('tiny', backend='auto', device='cpu')\n"
+        "except MissingExtraError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "onnxruntime is not installed: pip install 'g4seg-trt[cpu]'\n"
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_auto_on_a_gpu_has_no_choice_of_precision(device: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        choose(engine_of(500), AUTO, device, "bf16")
+    assert str(caught.value) == (
+        f"compute precision is 'bf16', allowed on the device {device}: none, it computes in the engine's own precision"
+    )
 
 
 @pytest.mark.usefixtures("installed")
