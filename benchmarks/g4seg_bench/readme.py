@@ -74,10 +74,8 @@ def vae_layouts(path: Path) -> Table:
     """Seconds of both halves of the autoencoder, every way to run them."""
     with _fields(path, "vae layouts") as data:
         networks: Mapping[str, Mapping[str, Any]] = data["networks"]
-        head = (
-            "",
-            *(f"{name.replace('_', ' ')}, {what}" for name in networks for what in ("s", "ratio", "difference")),
-        )
+        columns = ("s", "times as fast", "relative difference")
+        head = ("", *(f"{name.replace('_', ' ')}, {what}" for name in networks for what in columns))
         rows = [
             (name, *(text for one in networks.values() for text in _layout(one[name])))
             for name in next(iter(networks.values()))
@@ -95,12 +93,13 @@ def int8(path: Path) -> Table:
         masks: Mapping[str, Any] = (data["masks"] or {}).get("per network", {})
         rows = []
         for network, one in data["networks"].items():
+            doubt = "" if one["unsafe"] is None else " (unsafe to compare)"
             for form, seconds in one["seconds"].items():
                 error = one["relative_error"].get(form)
                 mask = masks.get(network) if form == "int8" else None
                 rows.append(
                     (
-                        network.replace("_", " "),
+                        network.replace("_", " ") + doubt,
                         form,
                         f"{seconds:.3g}",
                         "" if error is None else f"{error:.1e}",
