@@ -38,7 +38,7 @@ from g4seg_bench.samples import (
 )
 from g4seg_bench.tables import Table
 from g4seg_engine.manifest import Manifest, load_engine
-from g4seg_engine.processor import has_bfloat16
+from g4seg_engine.processor import cpu_precisions
 from g4seg_trt.cli.common import DONE, new_parser, run
 from g4seg_trt.config import RefineConfig, resolve_config
 from g4seg_trt.prompt import PromptEncoder
@@ -54,8 +54,7 @@ def available_sides() -> tuple[EngineChoice, ...]:
     """What this machine can do on its CPU."""
     sides = [EngineChoice("onnxruntime")] if find_spec("onnxruntime") is not None else []
     if find_spec("openvino") is not None:
-        precisions = ("fp32", "bf16") if has_bfloat16() else ("fp32",)
-        sides += [EngineChoice("openvino", precision) for precision in precisions]
+        sides += [EngineChoice("openvino", precision) for precision in cpu_precisions()]
     return tuple(sides)
 
 

@@ -20,7 +20,7 @@ from time import perf_counter
 from g4seg_bench.options import count
 from g4seg_bench.processes import available_mb
 from g4seg_engine.cuda_device import driver_cuda
-from g4seg_engine.processor import has_bfloat16
+from g4seg_engine.processor import cpu_precisions
 from g4seg_trt.cli.common import DONE, SOME_FAILED, new_parser, run, say
 
 MODEL = "random:sd21-base"
@@ -99,7 +99,7 @@ def _sides() -> tuple[str, ...]:
     """Every backend and precision of this processor, the fastest last."""
     found = ["onnxruntime"]
     if find_spec("openvino"):
-        found += ["openvino:fp32", *(["openvino:bf16"] if has_bfloat16() else [])]
+        found += [f"openvino:{precision}" for precision in cpu_precisions()]
     return tuple(found)
 
 

@@ -26,7 +26,7 @@ from g4seg_bench.sides import TOTAL
 from g4seg_engine.errors import EngineError, MissingExtraError
 from g4seg_engine.manifest import Manifest
 from g4seg_engine.openvino_runner import OpenVinoRunner, require_openvino
-from g4seg_engine.processor import has_bfloat16
+from g4seg_engine.processor import cpu_precisions
 from g4seg_engine.runner import Array, Runner, open_runner
 from g4seg_engine.spec import BATCH
 from g4seg_trt.config import RefineConfig
@@ -156,7 +156,7 @@ def make_forms(
     """
     nncf = require_nncf()
     graph = directory / manifest.networks[name].files[0].file
-    rest = BF16 if has_bfloat16() else FP32
+    rest = cpu_precisions()[-1]
     forms = {FP32: Form(graph, FP32)}
     if rest == BF16:
         forms[BF16] = Form(graph, BF16)

@@ -27,7 +27,7 @@ from g4seg_engine import openvino_runner
 from g4seg_engine.manifest import Manifest, load_engine
 from g4seg_engine.onnxruntime_runner import OnnxRuntimeRunner
 from g4seg_engine.openvino_runner import OpenVinoRunner
-from g4seg_engine.processor import has_bfloat16, usable_cpus
+from g4seg_engine.processor import cpu_precisions, usable_cpus
 from g4seg_export.requirements import require_export_packages
 from g4seg_trt.cli.common import DONE, new_parser, run
 from g4seg_trt.refiner import engine_directory
@@ -54,7 +54,7 @@ def sides(
         name, output = HALVES[network]
         return lambda: runner.run({name: values})[output]
 
-    precisions = ("fp32", "bf16") if has_bfloat16() else ("fp32",)
+    precisions = cpu_precisions()
     found["onnxruntime"] = of_runner(OnnxRuntimeRunner(graph, spec, threads=threads))
     for precision in precisions:
         with patch.object(openvino_runner, "norm_by_channel", lambda _: 0):

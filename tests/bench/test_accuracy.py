@@ -250,9 +250,9 @@ def test_sides_that_are_no_names(sides: str) -> None:
 def test_the_sides_that_a_machine_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"onnxruntime", "openvino"}
     monkeypatch.setattr(accuracy, "find_spec", lambda name: name if name in installed else None)
-    monkeypatch.setattr(accuracy, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(accuracy, "cpu_precisions", lambda: ("fp32", "bf16"))
     assert [side.name for side in available_sides()] == ["onnxruntime", "openvino:fp32", "openvino:bf16"]
-    monkeypatch.setattr(accuracy, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(accuracy, "cpu_precisions", lambda: ("fp32",))
     assert [side.name for side in available_sides()] == ["onnxruntime", "openvino:fp32"]
     installed.clear()
     assert available_sides() == ()

@@ -141,7 +141,7 @@ def test_few_images_are_held_back(batch_size: int, make_refiner: Make, samples: 
     stream = make_refiner(batch_size=batch_size).refine_many(endless(), prefetch=2)
     assert next(stream)[0] == 0
     assert taken <= 2 * batch_size + 5
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
 
 
 def test_stopping_early_ends_the_thread_and_loads_no_more(make_refiner: Make, samples: Any) -> None:
@@ -155,7 +155,7 @@ def test_stopping_early_ends_the_thread_and_loads_no_more(make_refiner: Make, sa
 
     stream = make_refiner().refine_many([(n, partial(load, n)) for n in range(9)], prefetch=8)
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert threading.active_count() == before
     assert len(loaded) < 8
 
