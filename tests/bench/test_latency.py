@@ -41,7 +41,7 @@ def setup(engine: Path, **changes: Any) -> Setup:
 def test_the_engine_alone(record_of: Record, toy_engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--baseline", "none", "--runs", 3, "--threads", 1, "--classes", 2, "--no-ceilings"]
     record = record_of(main, "--engine", toy_engine, *options)
-    assert (record["benchmark"], record["schema"]) == ("latency", 2)
+    assert (record["benchmark"], record["schema"]) == ("latency", 3)
     assert record["engine"] == {
         "model": "toy",
         "manifest_sha256": file_sha256(toy_engine / MANIFEST_FILE),
