@@ -32,7 +32,8 @@ DATASETS: tuple[str, ...] = tuple(_FILES)
 _IGNORED = 255
 _LARGEST = 65535
 _KEYS = ("background", "classes", "source")
-_ENTRY_KEYS = ("id", "name", "prompt", "category")
+_UNIQUE_KEYS = ("id", "name", "prompt", "category")
+_ENTRY_KEYS = (*_UNIQUE_KEYS, "aliases")
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ class ClassEntry:
         name: what the data set calls it.
         prompt: what a prompt calls it.
         category: its id in COCO's JSON files, None elsewhere.
+        aliases: what other programs call it for the same data set.
     """
 
     id: int
     name: str
     prompt: str
     category: int | None = None
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class ClassTable:
     def read(cls, path: Path) -> ClassTable:
         """Read a table from a file.
 
-        JSON: a list of {"id", "name", "prompt", "category"}, the last two optional, or
+        JSON: a list of {"id", "name", "prompt", "category", "aliases"}, the last three optional, or
         {"background": bool, "classes": such a list}; without "background" 0 is background.
         Anything else is plain text, one class a line, ids 1, 2, .. in their order: `name`, `name: prompt` or name and
         prompt with a tab between. Empty lines and lines that start with # do not count. 0 is background: a first
@@ -117,17 +120,19 @@ class ClassTable:
         return found
 
     def named(self, name: str, what: str) -> ClassEntry:
-        """The class of a name, the data set's or else the prompt's.
+        """The class of a name, the data set's or else the prompt's or an alias.
 
-        A name that is neither is looked for without regard to case, spaces, hyphens and underscores.
+        A name that is none of them is looked for without regard to case, spaces, hyphens and underscores.
 
         Raises:
             ClassNameError: if no class, or more than one, has the name; names `what` (a file).
         """
-        for names in (self._of_name, self._of_prompt):
+        for names in (self._of_name, self._of_prompt, self._of_alias):
             if name in names:
                 return names[name]
-        found = [entry for entry in self.classes if _loose(name) in (_loose(entry.name), _loose(entry.prompt))]
+        found = [
+            entry for entry in self.classes if _loose(name) in map(_loose, (entry.name, entry.prompt, *entry.aliases))
+        ]
         if len(found) == 1:
             return found[0]
         if found:
@@ -158,6 +163,10 @@ class ClassTable:
     @cached_property
     def _of_prompt(self) -> dict[str, ClassEntry]:
         return {entry.prompt: entry for entry in self.classes}
+
+    @cached_property
+    def _of_alias(self) -> dict[str, ClassEntry]:
+        return {alias: entry for entry in self.classes for alias in entry.aliases}
 
     @cached_property
     def _of_category(self) -> dict[int, ClassEntry]:
@@ -197,7 +206,8 @@ def _of_json(text: str, path: Path) -> tuple[bool, list[tuple[str, ClassEntry]]]
         for key in ("id", "name"):
             if key not in entry:
                 raise ClassNameError(f'{where}: the class has no "{key}"')
-        entries.append((where, _entry(where, entry["id"], entry["name"], entry.get("prompt"), entry.get("category"))))
+        made = _entry(where, entry["id"], entry["name"], entry.get("prompt"), entry.get("category"))
+        entries.append((where, replace(made, aliases=_aliases(where, entry.get("aliases", [])))))
     return background, entries
 
 
@@ -233,6 +243,12 @@ def _entry(where: str, number: Any, name: Any, prompt: Any, category: Any) -> Cl
     return ClassEntry(number, name, prompt, category)
 
 
+def _aliases(where: str, aliases: Any) -> tuple[str, ...]:
+    if not isinstance(aliases, list) or not all(isinstance(alias, str) and alias for alias in aliases):
+        raise ClassNameError(f"{where}: aliases {aliases!r}, expected a list of names")
+    return tuple(aliases)
+
+
 def _check_number(where: str, key: str, number: Any, low: int, high: int) -> None:
     if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
         raise ClassNameError(f"{where}: {key} {number!r} is not a whole number from {low} to {high}")
@@ -245,13 +261,18 @@ def _check_keys(value: Mapping[str, Any], allowed: tuple[str, ...], where: str) 
 
 
 def _checked(classes: list[tuple[str, ClassEntry]]) -> tuple[ClassEntry, ...]:
-    """The classes by id; raises ClassNameError if two share an id, a name, a prompt or a category."""
-    for key in _ENTRY_KEYS:
+    """The classes by id; raises ClassNameError if two share an id, a name, a prompt, a category or an alias."""
+    for key in _UNIQUE_KEYS:
         first: dict[Any, str] = {}
         for where, entry in classes:
             value = getattr(entry, key)
             if value is not None and first.setdefault(value, where) != where:
                 raise ClassNameError(f"{where}: the {key} {value!r} is also that of {_place(first[value])}")
+    names = {name: where for where, entry in classes for name in {entry.name, entry.prompt}}
+    for where, entry in classes:
+        for alias in entry.aliases:
+            if names.setdefault(alias, where) != where:
+                raise ClassNameError(f"{where}: the alias {alias!r} is also a name of {_place(names[alias])}")
     return tuple(sorted((entry for _, entry in classes), key=lambda entry: entry.id))
 
 

@@ -6,6 +6,7 @@ from g4seg_engine.errors import EngineError, G4SegError, MissingExtraError
 
 __all__ = [
     "ClassNameError",
+    "ClusterError",
     "ConfigError",
     "CorrespondenceError",
     "EngineError",
@@ -36,6 +37,10 @@ class ClassNameError(InputError):
 
 class ConfigError(InputError):
     """A refine setting, a background rule or an argument of the Refiner is outside what is allowed."""
+
+
+class ClusterError(G4SegError):
+    """A Ray cluster cannot be reached, has no room for the workers, or loses them."""
 
 
 class CorrespondenceError(InputError):

@@ -27,6 +27,10 @@ _DAMAGED = (
     struct.error,
     zlib.error,
 )
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""What Pillow may open an image as, whatever the file is called. It knows many more, and runs another program for some
+of them (Ghostscript for PostScript)."""
+
 _EXIF_DAMAGED = (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,8 +59,15 @@ def load_image(path: str | PathLike[str]) -> Bytes:
     return _to_rgb(_upright(open_picture(path)), path)
 
 
-def open_picture(path: Path, error: type[InputError] = ImageError) -> Image.Image:
-    """The decoded picture in its own mode and orientation (first frame); `error` is the type that is raised.
+def open_picture(
+    path: Path, error: type[InputError] = ImageError, formats: tuple[str, ...] = IMAGE_FORMATS
+) -> Image.Image:
+    """The decoded picture in its own mode and orientation (first frame).
+
+    Args:
+        path: the file.
+        error: the type that is raised.
+        formats: what it may be, by Pillow's names, whatever it is called.
 
     Raises:
         InputError: as `load_image`, of the given type.
@@ -64,7 +75,7 @@ def open_picture(path: Path, error: type[InputError] = ImageError) -> Image.Imag
     try:
         with _filters, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about tags, and about a size that is refused below
-            picture = Image.open(path)
+            picture = Image.open(path, formats=formats)
         with picture:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and picture.width * picture.height > limit:
@@ -78,7 +89,7 @@ def open_picture(path: Path, error: type[InputError] = ImageError) -> Image.Imag
     except PermissionError as denied:
         raise error(f"{path}: no permission to read it") from denied
     except UnidentifiedImageError as unknown:
-        raise error(f"{path}: not a picture of a known format, or damaged") from unknown
+        raise error(f"{path}: not a picture of a known format ({', '.join(formats)}), or damaged") from unknown
     except Image.DecompressionBombError as bomb:  # above twice the limit, Pillow refuses by itself
         raise error(_too_large(path, "it has")) from bomb
     except _DAMAGED as damage:

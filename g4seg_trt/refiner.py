@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias, TypeVar
@@ -20,6 +21,7 @@ from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.run import Result, RunOptions, refine_into, refine_items, run_settings
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.errors import ConfigError, G4SegError, ImageError
+from g4seg_trt.postprocess import PostProcess, parse_post
 from g4seg_trt.preparation import Preparation, PreparedImage, prepare_image, prepare_masks
 from g4seg_trt.prompt import PromptEncoder
 from g4seg_trt.refinement import KEEP, Refinement, assemble, check_keep
@@ -39,6 +41,17 @@ EMBEDDED: Mapping[str, Path] = {"tiny": Path(__file__).parent / "assets" / "tiny
 def engine_directory(engine: str | Path) -> Path:
     """The directory of an engine: its path, or the name of an embedded one ("./tiny" is a path)."""
     return EMBEDDED[engine] if isinstance(engine, str) and engine in EMBEDDED else Path(engine)
+
+
+def fingerprint_of(manifest: Manifest | None, execution: Execution | None) -> dict[str, str]:
+    """What results depend on beside inputs and settings: version, engine manifest sha256, backend, precision."""
+    content = "" if manifest is None else codec.dump(manifest)
+    return {
+        "version": VERSION,
+        "engine manifest sha256": hashlib.sha256(content.encode("utf-8")).hexdigest(),
+        "backend": "" if execution is None else execution.backend,
+        "compute precision": "" if execution is None else execution.compute_precision,
+    }
 
 
 class Refiner:
@@ -273,6 +286,7 @@ class Refiner:
         *,
         background: BackgroundRule | str | None = None,
         config: RefineConfig | None = None,
+        post: PostProcess | str | None = None,
         resume: bool = False,
         overlay: bool = False,
         matches: bool = False,
@@ -293,6 +307,7 @@ class Refiner:
                 the last result is taken or the iterator is closed: it belongs to one run at a time.
             background: the background rule of all images; None takes the masks' own, or else "constant:0.5".
             config: settings for this call.
+            post: post-processing of the refined masks, or what `parse_post` takes for it, such as "crf:irn".
             resume: go on in a folder that holds results: images whose record says that image, masks, settings and
                 engine are the same, and whose files are there, are skipped. Without it such a folder is refused.
             overlay: write pictures before | after.
@@ -309,29 +324,26 @@ class Refiner:
 
         Raises:
             ConfigError: for a setting that is not allowed.
+            MissingExtraError: if the post-processing needs a package that is not installed.
             OutputError: if the output folder cannot be written, belongs to another run, holds results without `resume`,
                 or the disk is full. What was finished stays.
             EngineError: if a network fails.
         """
         rule = None if background is None else BackgroundRule.of(background)
+        post = parse_post(post) if isinstance(post, str) else post
+        if post is not None:
+            post.check()
         part = source.part(shard, limit)
-        settings = run_settings(self.fingerprint(), config or self.config, rule, source.table)
-        options = RunOptions(config or self.config, rule, check_keep(keep), prefetch)
+        settings = run_settings(self.fingerprint(), config or self.config, rule, source.table, post)
+        options = RunOptions(config or self.config, rule, check_keep(keep), prefetch, post=post)
         if output is None:
             return refine_items(self, part, settings, options)
         layout = Layout(Path(output), overlay, matches, source.keeps_names)
-        return refine_into(self, part, settings, options, layout, resume=resume, shard=shard)
+        return refine_into(partial(refine_items, self), part, settings, options, layout, resume=resume, shard=shard)
 
     def fingerprint(self) -> dict[str, str]:
         """What results depend on beside inputs and settings: version, engine manifest sha256, backend, precision."""
-        execution = self._execution
-        manifest = "" if self._manifest is None else codec.dump(self._manifest)
-        return {
-            "version": VERSION,
-            "engine manifest sha256": hashlib.sha256(manifest.encode("utf-8")).hexdigest(),
-            "backend": "" if execution is None else execution.backend,
-            "compute precision": "" if execution is None else execution.compute_precision,
-        }
+        return fingerprint_of(self._manifest, self._execution)
 
     def _run(self, config: RefineConfig | None, keep: Collection[str]) -> Run:
         return Run(self._chain, self._texts, config or self.config, check_keep(keep))

@@ -38,11 +38,11 @@ TORCH_ROOMS = {
 }
 
 # Looks into torch from inside its functions, for callers who have it.
-ASKS_TORCH = {"engine/g4seg_engine/cuda_device.py", "g4seg_trt/masks/tensors.py"}
+ASKS_TORCH = {"engine/g4seg_engine/cuda_device.py"}
 
 # Within the product, lowest first: a module imports modules of lower floors, or of its own.
 FLOORS = (
-    {"arrays", "atomic", "errors", "outputs", "timing"},
+    {"arrays", "atomic", "errors", "listing", "outputs", "timing"},
     {"config", "class_table", "picture", "prompt", "inputs"},
     {"geometry", "correspondence", "soften"},
     {"update", "masks", "overlay", "postprocess", "evaluate"},
@@ -54,6 +54,7 @@ FLOORS = (
     {"stream"},
     {"dataset"},
     {"refiner"},
+    {"cluster"},
     {"diagnosis"},
     {"cli"},
 )

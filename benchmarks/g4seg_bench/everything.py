@@ -51,8 +51,11 @@ class Step:
 
 def small_steps(results: Path) -> Iterator[Step]:
     """What needs no engine but the embedded one."""
-    for name in ("commands", "folder", "correspondence", "quality"):
-        yield Step(name, ("-m", f"g4seg_bench.{name}", "--json", str(results / f"{name}.json")))
+    for name in ("commands", "folder", "correspondence", "quality", "evaluation"):
+        yield Step(name, _module(name, results))
+    for name, module, extra in (("baselines", "pydensecrf", "crf"), ("ray_scaling", "ray", "ray")):
+        missing = "" if find_spec(module) else f"{module} is not installed: pip install 'g4seg-trt[{extra}]'"
+        yield Step(name, _module(name, results), missing)
     yield Step("accuracy", _module("accuracy", results, "--sides", ",".join(_sides())), _without_openvino())
     yield Step("int8_tiny", _module("int8", results, "--engine", "tiny", record="int8_tiny"), _without_nncf())
     no_gpu = "" if driver_cuda() is not None else "no NVIDIA driver was found"

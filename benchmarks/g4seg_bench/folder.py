@@ -28,9 +28,10 @@ from g4seg_engine.manifest import read_manifest
 from g4seg_export.tiny.scenes import SIZE
 from g4seg_trt.cli import refine
 from g4seg_trt.cli.common import DONE, new_parser, run
-from g4seg_trt.dataset.job import Job, Plan
+from g4seg_trt.dataset.job import Job
 from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.names import read_classes
+from g4seg_trt.dataset.plan import Plan
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.outputs import make_folders
 from g4seg_trt.refiner import Refiner, engine_directory

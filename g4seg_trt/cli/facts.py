@@ -7,12 +7,16 @@ import hashlib
 import platform
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from g4seg_engine.version import VERSION
+from g4seg_trt.class_table import ClassTable
 from g4seg_trt.cli.common import say
 from g4seg_trt.cli.options import given_settings
+from g4seg_trt.cluster.refiner import RayRefiner
 from g4seg_trt.config import RefineConfig, resolve_config
+from g4seg_trt.errors import G4SegError
 from g4seg_trt.refiner import Refiner, engine_directory
 
 _PACKAGES = ("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
@@ -41,7 +45,35 @@ def open_refiner(arguments: argparse.Namespace) -> tuple[Refiner, RefineConfig]:
     return refiner, config
 
 
-def say_note(refiner: Refiner) -> None:
+def open_pool(arguments: argparse.Namespace) -> tuple[RayRefiner, RefineConfig]:
+    """`open_refiner` for --ray.
+
+    Raises:
+        G4SegError: as `RayRefiner.from_engine` and `resolve_config`.
+    """
+    settings = given_settings(arguments)
+    resolve_config(settings, preset=arguments.preset)
+    pool = RayRefiner.from_engine(
+        arguments.engine,
+        address=arguments.ray,
+        workers=arguments.workers,
+        threads=arguments.threads,
+        backend=arguments.backend,
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+        compute_precision=arguments.compute_precision,
+        low_memory=arguments.low_memory,
+        cache=not arguments.no_cache,
+        verify=arguments.verify,
+    )
+    try:
+        return pool, resolve_config(settings, preset=arguments.preset, recommended=pool.manifest.recommended)
+    except G4SegError:
+        pool.close()
+        raise
+
+
+def say_note(refiner: Refiner | RayRefiner) -> None:
     """What was chosen for the user, and the engine's own remark, if it has one: a line each on stderr."""
     if refiner.execution.reason:
         say(f"backend: {refiner.execution} ({refiner.execution.reason})")
@@ -49,12 +81,12 @@ def say_note(refiner: Refiner) -> None:
         say(f"note: {refiner.manifest.note}")
 
 
-def run_facts(arguments: argparse.Namespace, refiner: Refiner, config: RefineConfig) -> dict[str, Any]:
+def run_facts(arguments: argparse.Namespace, refiner: Refiner | RayRefiner, config: RefineConfig) -> dict[str, Any]:
     """The part of the report that is the same for one image and a folder."""
     manifest = refiner.manifest
     manifest_file = engine_directory(arguments.engine) / "manifest.json"
     return {
-        "version": VERSION,
+        **plain_facts(arguments),
         "engine": {
             "directory": arguments.engine,
             "model": manifest.model.id,
@@ -67,9 +99,26 @@ def run_facts(arguments: argparse.Namespace, refiner: Refiner, config: RefineCon
         "batch_size": refiner.batch_size,
         "threads": arguments.threads,
         "config": config.to_mapping(),
+    }
+
+
+def plain_facts(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same without an engine."""
+    return {
+        "version": VERSION,
+        "engine": None,
+        "config": None,
         "background": arguments.background,
+        "post": arguments.post,
         "versions": _versions(),
     }
+
+
+def class_table(arguments: argparse.Namespace) -> ClassTable | None:
+    """The table of --dataset or --class-table, if either is given; raises InputError, ClassNameError."""
+    if arguments.class_table is not None:
+        return ClassTable.read(Path(arguments.class_table))
+    return None if arguments.dataset is None else ClassTable.of_dataset(arguments.dataset)
 
 
 def seconds(timings: Mapping[str, float]) -> dict[str, float]:

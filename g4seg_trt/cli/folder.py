@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, redirect_stdout
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,18 +18,34 @@ from tqdm import tqdm
 from g4seg_trt.atomic import check_writable
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.cli.common import DONE, INTERRUPTED, SOME_FAILED, STDOUT, one_line, say, write_json
-from g4seg_trt.cli.facts import open_refiner, percent, run_facts, say_note, seconds, stages
+from g4seg_trt.cli.facts import (
+    class_table,
+    open_pool,
+    open_refiner,
+    percent,
+    plain_facts,
+    run_facts,
+    say_note,
+    seconds,
+    stages,
+)
+from g4seg_trt.cli.page import Page, summary_of
 from g4seg_trt.cli.signals import asked_to_end
 from g4seg_trt.cli.tally import MOST_IMAGES, Tally
+from g4seg_trt.cluster.refiner import RayRefiner
+from g4seg_trt.config import RefineConfig
 from g4seg_trt.dataset.collected import Collected, write_collected
 from g4seg_trt.dataset.folder import OutputFolder, check_output
 from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.names import check_names, read_classes, read_list
 from g4seg_trt.dataset.run import Result, RunOptions, refine_items, run_settings
 from g4seg_trt.dataset.source import DatasetSource
+from g4seg_trt.dataset.untouched import Untouched
 from g4seg_trt.errors import G4SegError, OutputError
+from g4seg_trt.evaluate import NamedEvaluation, comparison_lines, report_lines
 from g4seg_trt.outputs import check_distinct, folder_files
-from g4seg_trt.refiner import engine_directory
+from g4seg_trt.postprocess import parse_post
+from g4seg_trt.refiner import Refiner, engine_directory
 from g4seg_trt.update import BackgroundRule
 
 
@@ -43,57 +61,62 @@ def refine_folder(arguments: argparse.Namespace) -> int:
     """
     start = perf_counter()
     rule = None if arguments.background is None else BackgroundRule.parse(arguments.background)
-    table = _table(arguments)
+    table = class_table(arguments)
+    post, compare = (None if name is None else parse_post(name) for name in (arguments.post, arguments.compare))
     whole = _source(arguments, table)
     source = whole.part(arguments.shard, arguments.limit)
     layout = Layout(
         Path(arguments.output), arguments.overlay is not None, arguments.matches is not None, whole.keeps_names
     )
     check_output(layout, _inputs(arguments, whole), resume=arguments.resume, shard=arguments.shard)
-    _check_report(arguments, whole, layout)
-    tally = Tally({} if arguments.json is not None and len(source) <= MOST_IMAGES else None)
+    page = _page(arguments, source, layout, rule)
+    _check_reports(arguments, whole, layout, page)
+    tally = Tally(
+        {} if arguments.json is not None and len(source) <= MOST_IMAGES else None, evaluation=NamedEvaluation(table)
+    )
     with tally.timings.stage("open"):
-        refiner, config = open_refiner(arguments)
+        refiner, config = _opened(arguments)
     stopped_by: G4SegError | None = None
-    with refiner:
-        facts = run_facts(arguments, refiner, config)
-        settings = run_settings(refiner.fingerprint(), config, rule, table)
+    with refiner, redirect_stdout(sys.stderr):  # Ray tells of its workers on stdout
+        facts = _facts(arguments, refiner, config)
+        settings = run_settings(refiner.fingerprint(), config, rule, table, post)
         with (
             OutputFolder.open(layout, settings, resume=arguments.resume, shard=arguments.shard) as folder,
             asked_to_end() as asked,
         ):
-            say_note(refiner)
+            if not isinstance(refiner, Untouched):
+                say_note(refiner)
             _say_changes(folder.records.before, settings)
-            options = RunOptions(config, rule, stopped=asked)
+            options = RunOptions(config or RefineConfig(), rule, stopped=asked, post=post, compare=compare)
             try:
-                with closing(refine_items(refiner, source, settings, options, folder)) as results:
-                    _follow(results, source, tally)
+                refine = refiner.refine_items if isinstance(refiner, RayRefiner) else partial(refine_items, refiner)
+                with closing(refine(source, settings, options, folder)) as results:
+                    _follow(results, source, tally, page)
                 if not asked():
-                    _say_collected(write_collected(source, layout, tally.failures))
+                    _say_collected(write_collected(source, layout, tally.failures, rule))
             except G4SegError as error:
                 stopped_by = error
             interrupted = asked()
     tally.timings["total"] = perf_counter() - start
-    _tell(arguments, layout, len(source), tally)
+    tally.sort(entry.stem for entry in source.entries)
+    evaluation, compared = _evaluated(arguments, tally)
+    _tell(arguments, layout, len(source), tally, [*_set_lines(evaluation), *_compared_lines(compared)])
     if stopped_by is not None:
         stopped_by = type(stopped_by)(f"{stopped_by}; {tally.done} images are done, go on with --resume")
-    if arguments.json is not None:
-        try:
-            write_json(arguments.json, _report(arguments, facts, source, layout, tally))
-        except OutputError as error:  # on the same full disk
-            raise stopped_by or error from error
+    try:
+        if page is not None:
+            _write_page(page, arguments, facts, tally, summary_of(_counts(source, tally), evaluation, compared))
+        if arguments.json is not None:
+            report = _report(arguments, facts, source, layout, tally)
+            write_json(arguments.json, {**report, "evaluation": evaluation, "compared": compared})
+    except OutputError as error:  # on the same full disk
+        raise stopped_by or error from error
     if stopped_by is not None:
         raise stopped_by
     if interrupted:
         say(f"g4seg-refine: interrupted: {tally.done} of {len(source)} images are done, go on with --resume")
         return INTERRUPTED
     return SOME_FAILED if tally.failures else DONE
-
-
-def _table(arguments: argparse.Namespace) -> ClassTable | None:
-    if arguments.class_table is not None:
-        return ClassTable.read(Path(arguments.class_table))
-    return None if arguments.dataset is None else ClassTable.of_dataset(arguments.dataset)
 
 
 def _source(arguments: argparse.Namespace, table: ClassTable | None) -> DatasetSource:
@@ -113,23 +136,37 @@ def _source(arguments: argparse.Namespace, table: ClassTable | None) -> DatasetS
 def _inputs(arguments: argparse.Namespace, source: DatasetSource) -> Iterator[Path]:
     """Every file that the run reads."""
     yield from (Path(path) for path in (arguments.classes, arguments.list, arguments.class_table) if path is not None)
-    yield from folder_files(engine_directory(arguments.engine))
+    if arguments.engine is not None:
+        yield from folder_files(engine_directory(arguments.engine))
     yield from source.files()
 
 
-def _check_report(arguments: argparse.Namespace, source: DatasetSource, layout: Layout) -> None:
-    """Check that --json is a place of its own; raises OutputError."""
-    if arguments.json in (None, STDOUT):
-        return
-    path = Path(arguments.json)
-    check_writable(path)
-    if path.parent.resolve() in {folder.resolve() for folder in (*layout.all_folders(), layout.records)}:
-        raise OutputError(f"cannot write {path}: {path.parent} is for what belongs to the images; choose another name")
-    if path.exists():  # only what is there can be an input
-        check_distinct([path], _inputs(arguments, source))
+def _page(
+    arguments: argparse.Namespace, source: DatasetSource, layout: Layout, rule: BackgroundRule | None
+) -> Page | None:
+    if arguments.report is None:
+        return None
+    path = layout.root / "report.html" if arguments.report is True else Path(arguments.report)
+    return Page(path, source, layout, rule)
 
 
-def _follow(results: Iterator[Result], source: DatasetSource, tally: Tally) -> None:
+def _check_reports(arguments: argparse.Namespace, source: DatasetSource, layout: Layout, page: Page | None) -> None:
+    """Check that --json and --report are places of their own; raises OutputError."""
+    paths = [] if arguments.json in (None, STDOUT) else [Path(arguments.json)]
+    if page is not None:
+        paths.append(page.path)
+    for path in paths:
+        if path.parent != layout.root or layout.root.exists():  # it is made later
+            check_writable(path)
+        if path.parent.resolve() in {folder.resolve() for folder in (*layout.all_folders(), layout.records)}:
+            raise OutputError(
+                f"cannot write {path}: {path.parent} is for what belongs to the images; choose another name"
+            )
+    there = any(path.exists() for path in paths)  # only what is there can be an input
+    check_distinct(paths, _inputs(arguments, source) if there else [])
+
+
+def _follow(results: Iterator[Result], source: DatasetSource, tally: Tally, page: Page | None) -> None:
     """Count results in, with a progress bar, and say of each format of masks what it was recognised by."""
     terminal = sys.stderr.isatty()
     with tqdm(
@@ -144,6 +181,8 @@ def _follow(results: Iterator[Result], source: DatasetSource, tally: Tally) -> N
             if name and name not in tally.formats:
                 bar.write(one_line(f"masks: {evidence}"), file=sys.stderr)
             tally.add(result, source.images)
+            if page is not None:
+                page.add(result)
             counts = {"skipped": tally.skipped, "failed": len(tally.failures)}
             bar.set_postfix({word: count for word, count in counts.items() if count}, refresh=False)
             bar.update()
@@ -175,6 +214,51 @@ def _shown(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:12]}..."
 
 
+def _opened(arguments: argparse.Namespace) -> tuple[Refiner | RayRefiner | Untouched, RefineConfig | None]:
+    if arguments.no_refine:
+        return Untouched(), None
+    return open_refiner(arguments) if arguments.ray is None else open_pool(arguments)
+
+
+def _facts(
+    arguments: argparse.Namespace, refiner: Refiner | RayRefiner | Untouched, config: RefineConfig | None
+) -> dict[str, Any]:
+    if config is None or isinstance(refiner, Untouched):
+        return plain_facts(arguments)
+    pool = {"ray": {"address": arguments.ray, **asdict(refiner.room)}} if isinstance(refiner, RayRefiner) else {}
+    return {**run_facts(arguments, refiner, config), **pool}
+
+
+def _evaluated(arguments: argparse.Namespace, tally: Tally) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
+    """The figures of the set, and those of each row of a comparison; None and empty where there are none."""
+    evaluation = tally.evaluation.summary()
+    if evaluation is None or arguments.compare is None:
+        return evaluation, {}
+    return evaluation, {row: one for row in tally.evaluation.rows if (one := tally.evaluation.summary(row)) is not None}
+
+
+def _set_lines(evaluation: Mapping[str, Any] | None) -> list[str]:
+    return [] if evaluation is None else report_lines(evaluation)
+
+
+def _compared_lines(compared: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return comparison_lines(compared) if compared else []
+
+
+def _counts(source: DatasetSource, tally: Tally) -> dict[str, int]:
+    counts = {"images": len(source), "refined": tally.refined, "done before": tally.skipped}
+    return {**counts, "failed": len(tally.failures)}
+
+
+def _write_page(
+    page: Page, arguments: argparse.Namespace, facts: Mapping[str, Any], tally: Tally, summary: Mapping[str, Any]
+) -> None:
+    spent = {name: value for name, value in tally.timings.items() if name != "total"}
+    paths = ("images", "masks", "ground_truth", "output")
+    inputs = {name.replace("_", " "): getattr(arguments, name) for name in paths}
+    page.write(f"g4seg-refine: {arguments.images}", summary, {**inputs, **facts}, tally.failures, spent)
+
+
 def _report(
     arguments: argparse.Namespace, facts: dict[str, Any], source: DatasetSource, layout: Layout, tally: Tally
 ) -> dict[str, Any]:
@@ -196,7 +280,7 @@ def _report(
     }
 
 
-def _tell(arguments: argparse.Namespace, layout: Layout, count: int, tally: Tally) -> None:
+def _tell(arguments: argparse.Namespace, layout: Layout, count: int, tally: Tally, figures: list[str]) -> None:
     """Results on stdout, which --json - has for itself; remarks and failures on stderr."""
     for warning in tally.warnings:
         say(f"warning: {warning}")
@@ -217,6 +301,7 @@ def _tell(arguments: argparse.Namespace, layout: Layout, count: int, tally: Tall
                 f"mean IoU of {mean['masks']} masks: {percent(mean['before'])} before, "
                 f"{percent(mean['after'])} after, {mean['made_worse']} made worse"
             )
+            print("\n".join(figures))
         for folder in layout.all_folders():
             if folder.is_dir():
                 print(f"{folder.name}: {folder}")

@@ -86,7 +86,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Declare the engine and how it runs."""
     group = parser.add_argument_group("engine")
     add = group.add_argument
-    add("--engine", required=True, metavar="DIR|tiny", help="an engine directory, or the embedded engine tiny")
+    add("--engine", metavar="DIR|tiny", help="an engine directory, or the embedded engine tiny")
     add(
         "--backend",
         choices=(AUTO, *BACKENDS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from g4seg_trt.class_table import DATASETS
@@ -15,7 +16,7 @@ DESCRIPTION = (
 )
 
 _ONE_IMAGE = ("mask", "label")
-_FOLDER = ("masks", "classes", "list", "shard", "limit", "format", "dataset", "class_table")
+_FOLDER = ("masks", "classes", "list", "shard", "limit", "compare", "report", "ray", "workers")
 _PICTURES = ("overlay", "matches")
 
 
@@ -31,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--mask",
         metavar="FILE|NAME=FILE",
         action="append",
-        help="coarse mask (.png 0/255 or soft, .npy, .npz); without --class-name NAME=FILE for each class",
+        help="coarse mask, of any format; one that does not say its class needs --class-name, or NAME=FILE for each "
+        "class (.png, .npy, .npz)",
     )
     add(
         "--masks",
@@ -45,13 +47,24 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="true mask (a folder of them for --images): print IoU before and after",
     )
+    add(
+        "--format",
+        metavar="NAME",
+        help="the format of the masks, if it cannot be told from their content; a wrong name lists them all",
+    )
+    add(
+        "--dataset",
+        choices=DATASETS,
+        help="the data set whose class names and ids the masks have; labels then hold its ids",
+    )
+    add("--class-table", metavar="FILE", help="the same for classes of one's own (.json or .txt)")
     group = parser.add_argument_group("outputs")
     add = group.add_argument
     add(
         "--output",
         metavar="PATH",
         required=True,
-        help="refined probability, .png (16 bit, one class) or .npz; a folder for --images",
+        help="refined probability: .png (16 bit, one class), .npz, or the format of the mask; a folder for --images",
     )
     add(
         "--label",
@@ -73,6 +86,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="picture original | generated with lines from uncertain positions to what they resemble most; "
         "without FILE for --images, which get OUTPUT/matches/STEM.png",
     )
+    add(
+        "--post",
+        metavar="NAME[,NAME]",
+        help="post-processing of the refined masks, in this order: crf, crf:clip-es, crf:psa, crf:irn, pamr, "
+        "cascadepsp, cascadepsp:fast",
+    )
+    add(
+        "--no-refine",
+        action="store_true",
+        help="leave the masks as they are, for --post alone as a baseline; needs no engine",
+    )
     add("--json", metavar="FILE|-", help="report: settings, seconds by stage, areas, changed pixels, IoU")
     add(
         "--background",
@@ -90,17 +114,6 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--list", metavar="FILE", help="the images wanted: a stem, or a path that ends in its file, on each line")
     add(
-        "--format",
-        metavar="NAME",
-        help="the format of the masks, if it cannot be told from their content; a wrong name lists them all",
-    )
-    add(
-        "--dataset",
-        choices=DATASETS,
-        help="the data set whose class names and ids the masks have; labels then hold its ids",
-    )
-    add("--class-table", metavar="FILE", help="the same for classes of one's own (.json or .txt)")
-    add(
         "--resume",
         action="store_true",
         help="go on in an output folder that holds results: what is recorded there with the same image, masks, "
@@ -112,6 +125,34 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         type=shard,
         metavar="I/N",
         help="only every N-th image from the I-th on; N such runs share an output folder",
+    )
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const="local",
+        help="refine with a pool of workers on Ray: on this machine or, with the ADDRESS auto or HOST:PORT, on the "
+        "cluster that it belongs to, whose machines need inputs, engine and output under the same paths",
+    )
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="workers of --ray, with --threads each (default: one on each GPU, or up to 4 CPU threads each and as many "
+        "as there is room for)",
+    )
+    add(
+        "--compare",
+        metavar="NAME[,NAME]",
+        help="with --ground-truth: a table of the coarse masks, the refined ones, and both after this post-processing "
+        "(see --post), of which nothing is written",
+    )
+    add(
+        "--report",
+        metavar="FILE",
+        nargs="?",
+        const=True,
+        help="one HTML page with figures and pictures (default: OUTPUT/report.html)",
     )
 
 
@@ -130,6 +171,9 @@ def execute(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
             parser.error(f"--{name.replace('_', '-')} goes with {'--images' if one else '--image'}")
     if one and arguments.resume:
         parser.error("--resume goes with --images")
+    if arguments.dataset is not None and arguments.class_table is not None:
+        parser.error("give either --dataset or --class-table")
+    _check_steps(parser, arguments)
     # Imported here: numpy and Pillow would delay --help and --version.
     if one:
         if arguments.mask is None:
@@ -148,18 +192,42 @@ def execute(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
             parser.error(f"--{name} takes no FILE with --images: pictures go to OUTPUT/{name}")
     if arguments.class_name is not None and arguments.classes is not None:
         parser.error("give either --class-name or --classes")
-    if arguments.dataset is not None and arguments.class_table is not None:
-        parser.error("give either --dataset or --class-table")
+    if getattr(arguments, "resolution", None) != "pixel":
+        # numpy's own threads spin while they wait, and so take the cores from networks and writing; only the search
+        # between pixels has work for them. It reads this when it is imported.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from g4seg_trt.cli.folder import refine_folder
 
     return refine_folder(arguments)
 
 
+def _check_steps(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """What is done to the masks, and what each of it needs."""
+    if arguments.no_refine:
+        if arguments.post is None:
+            parser.error("--no-refine goes with --post: nothing else is left to do")
+        if arguments.matches is not None:
+            parser.error("--matches shows what a refinement matched: leave out --no-refine")
+        if arguments.ray is not None:
+            parser.error("--ray refines on many workers: leave out --no-refine")
+    elif arguments.engine is None:
+        parser.error("the following arguments are required: --engine")
+    if arguments.workers is not None and arguments.ray is None:
+        parser.error("--workers goes with --ray")
+    if arguments.compare is not None:
+        if arguments.ground_truth is None:
+            parser.error("--compare goes with --ground-truth")
+        if arguments.post is not None:
+            parser.error("give either --post or --compare: what is compared is the masks before and after it")
+
+
 def _check_mask_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    if arguments.class_name is not None:
-        if len(arguments.mask) > 1:
-            parser.error("--class-name takes one --mask; for several classes give --mask NAME=FILE for each")
+    if len(arguments.mask) == 1 and (arguments.class_name is not None or "=" not in arguments.mask[0]):
         return
+    if arguments.class_name is not None:
+        parser.error("--class-name takes one --mask; for several classes give --mask NAME=FILE for each")
+    if arguments.format is not None:
+        parser.error("--format goes with a single --mask FILE")
     for mask in arguments.mask:
         if "=" not in mask:
-            parser.error(f"--mask {mask}: without --class-name it is NAME=FILE")
+            parser.error(f"--mask {mask}: beside others it is NAME=FILE")

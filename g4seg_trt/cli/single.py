@@ -9,18 +9,39 @@ from typing import Any
 
 from g4seg_trt.arrays import Bytes, Floats
 from g4seg_trt.atomic import check_writable
+from g4seg_trt.class_table import ClassTable
 from g4seg_trt.cli.common import DONE, STDOUT, say, write_json
-from g4seg_trt.cli.facts import open_refiner, percent, run_facts, say_note, seconds, stages
-from g4seg_trt.dataset.labels import DEFAULT_RULE
-from g4seg_trt.dataset.measures import ClassFigures, GroundTruth, figures, label_both, mean_iou, read_ground_truth
+from g4seg_trt.cli.facts import (
+    class_table,
+    open_refiner,
+    percent,
+    plain_facts,
+    run_facts,
+    say_note,
+    seconds,
+    stages,
+)
+from g4seg_trt.config import RefineConfig
+from g4seg_trt.dataset.job import Job
+from g4seg_trt.dataset.mask_files import OWN, MaskFile, MaskSource, only, open_masks
+from g4seg_trt.dataset.measures import ClassFigures, mean_iou
+from g4seg_trt.dataset.named_files import NamedFiles
 from g4seg_trt.dataset.names import check_names
+from g4seg_trt.dataset.plan import Plan
+from g4seg_trt.dataset.source import Item
+from g4seg_trt.dataset.untouched import untouched
+from g4seg_trt.dataset.writing import Work, write_label
 from g4seg_trt.errors import ConfigError, OutputError
-from g4seg_trt.geometry import load_image
 from g4seg_trt.inputs import check_masks
-from g4seg_trt.masks import check_probability_path, read_mask, write_label_png, write_probabilities
+from g4seg_trt.listing import composed
+from g4seg_trt.masks import check_probability_path, write_probabilities
+from g4seg_trt.masks.coarse import Naming
+from g4seg_trt.masks.detect import detect
+from g4seg_trt.masks.formats import CollectionFormat
 from g4seg_trt.matches import NEEDED, class_matches, draw_matches
 from g4seg_trt.outputs import check_distinct, folder_files
 from g4seg_trt.overlay import check_overlay_path, draw_overlay, write_overlay
+from g4seg_trt.postprocess import parse_post
 from g4seg_trt.refinement import Refinement
 from g4seg_trt.refiner import engine_directory
 from g4seg_trt.timing import Timings
@@ -38,34 +59,31 @@ def refine_image(arguments: argparse.Namespace) -> int:
     """
     start = perf_counter()
     spent = Timings()
-    rule = DEFAULT_RULE if arguments.background is None else BackgroundRule.parse(arguments.background)
+    rule = None if arguments.background is None else BackgroundRule.parse(arguments.background)
+    post = None if arguments.post is None else parse_post(arguments.post)
+    table = class_table(arguments)
     files = _mask_files(arguments)
-    channel = rule.kind == "channel"
-    if channel and BACKGROUND not in files:
-        raise ConfigError(f"the background rule channel needs --mask {BACKGROUND}=FILE")
-    outputs = _check_outputs(arguments, files, len(files) - channel)
+    outputs = _check_outputs(arguments, files)
+    source = _source(arguments, files, table)
+    image_file = Path(arguments.image)
+    truth = None if arguments.ground_truth is None else Path(arguments.ground_truth)
+    item = Item(image_file.stem, arguments.image, image_file, source, truth)
+    job = Job(item, Plan("", "", RefineConfig(), rule, table, None, post), None)
     with spent.stage("read"):
-        image, masks, truth = _read(arguments, files, channel)
-    with spent.stage("open"):
-        refiner, config = open_refiner(arguments)
-    with refiner:
-        refiner.set_image(image)
-        keep = NEEDED if "matches" in outputs else ()
-        refinement = refiner.refine(masks, background=rule, config=config, keep=keep)
-        facts = run_facts(arguments, refiner, config)
-        say_note(refiner)  # not earlier: a refused input gets its one line and no other
-    spent.add(refinement.timings)
-    background = masks.pop(BACKGROUND) if channel else None
-    before, after = label_both(masks, refinement.probabilities, rule, background)
-    measured = figures(list(masks), before, after, truth)
+        image, masks, rule = job.load()
+        if rule.kind == "channel" and BACKGROUND not in masks:
+            raise ConfigError(f"the background rule channel needs --mask {BACKGROUND}=FILE")
+        masks = check_masks(masks, (image.shape[0], image.shape[1]))
+    _check_form(outputs["probability"], source, len(masks) - (rule.kind == "channel"))
+    if arguments.no_refine:
+        refinement, config, facts = untouched((image, masks, rule)), RefineConfig(), plain_facts(arguments)
+    else:
+        refinement, config, facts = _refine(arguments, spent, image, masks, rule)
+    _say_formats(arguments, source)
+    work = job.work(job.completed(refinement))
+    spent.add(work.refinement.timings)
     with spent.stage("write"):
-        write_probabilities(outputs["probability"], refinement.probabilities)
-        if "label" in outputs:
-            write_label_png(outputs["label"], after, len(masks))
-        if "overlay" in outputs:
-            write_overlay(outputs["overlay"], draw_overlay(image, before, after, list(masks)))
-        if "matches" in outputs:
-            write_overlay(outputs["matches"], draw_matches(image, class_matches(masks, refinement, config)))
+        _write(outputs, work, source, config, table)
     timings = {**spent, "total": perf_counter() - start}
     if arguments.json is not None:
         height, width = image.shape[:2]
@@ -73,28 +91,56 @@ def refine_image(arguments: argparse.Namespace) -> int:
             "command": "g4seg-refine",
             **facts,
             "image": {"file": arguments.image, "width": width, "height": height},
-            "classes": _class_reports(measured, refinement),
-            "changed_pixels": int((before != after).sum()),
-            "iou": None if truth is None else mean_iou(list(measured.values())),
-            "warnings": refinement.warnings,
+            "classes": _class_reports(work.figures, work.refinement),
+            "changed_pixels": work.changed_pixels,
+            "iou": None if truth is None else mean_iou(list(work.figures.values())),
+            "warnings": work.refinement.warnings,
             "outputs": {name: str(path) for name, path in outputs.items() if name != "json"},
             "timings": seconds(timings),
         }
         write_json(arguments.json, report)
-    _tell(arguments, outputs, measured, refinement, timings, image.shape[0] * image.shape[1])
+    _tell(arguments, outputs, work.figures, work.refinement, timings, image.shape[0] * image.shape[1])
     return DONE
 
 
-def _mask_files(arguments: argparse.Namespace) -> dict[str, Path]:
-    """Class name -> mask file; the command has checked that every --mask without --class-name has a "="."""
-    if arguments.class_name is not None:
-        return {check_names([arguments.class_name], "--class-name")[0]: Path(arguments.mask[0])}
+def _refine(
+    arguments: argparse.Namespace, spent: Timings, image: Bytes, masks: dict[str, Floats], rule: BackgroundRule
+) -> tuple[Refinement, RefineConfig, dict[str, Any]]:
+    """The refinement, its settings, and what the report says about the run."""
+    with spent.stage("open"):
+        refiner, config = open_refiner(arguments)
+    with refiner:
+        refiner.set_image(image)
+        keep = () if arguments.matches is None else NEEDED
+        refinement = refiner.refine(masks, background=rule, config=config, keep=keep)
+        facts = run_facts(arguments, refiner, config)
+        say_note(refiner)  # not earlier: a refused input gets its one line and no other
+    return refinement, config, facts
+
+
+def _mask_files(arguments: argparse.Namespace) -> dict[str, Path] | Path:
+    """Class name -> mask file, or the one file that --class-name or its content says the classes of."""
+    if len(arguments.mask) == 1 and (arguments.class_name is not None or "=" not in arguments.mask[0]):
+        return Path(arguments.mask[0])
     pairs = [mask.partition("=") for mask in arguments.mask]
     names = check_names([name for name, _, _ in pairs], "--mask")
     return {name: Path(file) for name, (_, _, file) in zip(names, pairs, strict=True)}
 
 
-def _check_outputs(arguments: argparse.Namespace, files: dict[str, Path], classes: int) -> dict[str, Path]:
+def _source(arguments: argparse.Namespace, files: dict[str, Path] | Path, table: ClassTable | None) -> MaskSource:
+    if not isinstance(files, Path):
+        return NamedFiles(files, table)
+    names = None if arguments.class_name is None else check_names([arguments.class_name], "--class-name")
+    naming = Naming(names, table)
+    if isinstance(detect(files, arguments.format, naming).format, CollectionFormat):
+        whole = open_masks(files, arguments.format, naming)
+        return whole.source(
+            only(whole.candidates(composed(Path(arguments.image).stem)), whole.missing(), "mask"), naming
+        )
+    return MaskFile(files, arguments.format, naming)
+
+
+def _check_outputs(arguments: argparse.Namespace, files: dict[str, Path] | Path) -> dict[str, Path]:
     """The outputs by kind, each checked for its format, its folder and against the inputs."""
     asked = {
         "probability": arguments.output,
@@ -105,7 +151,6 @@ def _check_outputs(arguments: argparse.Namespace, files: dict[str, Path], classe
     if arguments.json != STDOUT:
         asked["json"] = arguments.json
     outputs = {kind: Path(path) for kind, path in asked.items() if path is not None}
-    check_probability_path(outputs["probability"], classes)
     if "label" in outputs and outputs["label"].suffix.lower() != ".png":
         raise OutputError(f"cannot write {outputs['label']}: a label picture is written as .png")
     for kind, words in (("overlay", "an overlay"), ("matches", "a picture of the matches")):
@@ -113,24 +158,55 @@ def _check_outputs(arguments: argparse.Namespace, files: dict[str, Path], classe
             check_overlay_path(outputs[kind], words)
     for path in outputs.values():
         check_writable(path)
-    inputs = [Path(arguments.image), *files.values(), *folder_files(engine_directory(arguments.engine))]
-    if arguments.ground_truth is not None:
-        inputs.append(Path(arguments.ground_truth))
+    inputs = [Path(arguments.image), *([files] if isinstance(files, Path) else files.values())]
+    inputs += [Path(path) for path in (arguments.ground_truth, arguments.class_table) if path is not None]
+    if arguments.engine is not None:
+        inputs += folder_files(engine_directory(arguments.engine))
     check_distinct(outputs.values(), inputs)
     return outputs
 
 
-def _read(
-    arguments: argparse.Namespace, files: dict[str, Path], channel: bool
-) -> tuple[Bytes, dict[str, Floats], GroundTruth | None]:
-    image = load_image(arguments.image)
-    size = (image.shape[0], image.shape[1])
-    masks = check_masks({name: read_mask(path, name) for name, path in files.items()}, size)
-    truth = None
-    if arguments.ground_truth is not None:
-        names = [name for name in masks if not (channel and name == BACKGROUND)]
-        truth = read_ground_truth(Path(arguments.ground_truth), names, size)
-    return image, masks, truth
+def _comes_back(path: Path, source: MaskSource) -> bool:
+    """Whether the probabilities are written as the masks came."""
+    back = source.back()
+    return back is not None and path.suffix.lower() == Path(back).suffix.lower()
+
+
+def _check_form(path: Path, source: MaskSource, classes: int) -> None:
+    """Check that the probabilities can be written under this name; raises OutputError."""
+    if _comes_back(path, source):
+        return
+    try:
+        check_probability_path(path, classes)
+    except OutputError as error:
+        back = source.back()
+        if back is None or path.suffix.lower() == ".png":
+            raise
+        raise OutputError(f"{error}, or as {Path(back).suffix} as the mask came") from error
+
+
+def _say_formats(arguments: argparse.Namespace, source: MaskSource) -> None:
+    """What the mask was taken for, where the user might have meant another format."""
+    name, evidence = source.taken_for()
+    if name and (name not in OWN or arguments.class_name is None):
+        say(f"masks: {evidence}")
+
+
+def _write(
+    outputs: dict[str, Path], work: Work, source: MaskSource, config: RefineConfig, table: ClassTable | None
+) -> None:
+    names = work.masks.names
+    if _comes_back(outputs["probability"], source):
+        source.write(outputs["probability"], work.masks.with_probabilities(work.refined))
+    else:
+        write_probabilities(outputs["probability"], work.refinement.probabilities)
+    if "label" in outputs:
+        write_label(outputs["label"], work.masks, work.ids, table)
+    if "overlay" in outputs:
+        write_overlay(outputs["overlay"], draw_overlay(work.image, work.before, work.after, names))
+    if "matches" in outputs:
+        given = dict(zip(names, work.masks.probabilities, strict=True))
+        write_overlay(outputs["matches"], draw_matches(work.image, class_matches(given, work.refinement, config)))
 
 
 def _class_reports(measured: dict[str, ClassFigures], refinement: Refinement) -> dict[str, Any]:

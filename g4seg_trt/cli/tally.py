@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from g4seg_trt.dataset.measures import MeanIou
 from g4seg_trt.dataset.run import FAILED, SKIPPED, Result
+from g4seg_trt.evaluate import NamedEvaluation
 from g4seg_trt.timing import Timings
 
 MOST_IMAGES = 10_000
@@ -32,7 +34,8 @@ class Tally:
         warnings: the first ones.
         more_warnings: how many followed.
         softened: masks that were softened.
-        iou: running means.
+        iou: running means over masks.
+        evaluation: the figures of the set, where there is a ground truth.
         timings: seconds by stage.
     """
 
@@ -46,12 +49,20 @@ class Tally:
     more_warnings: int = 0
     softened: int = 0
     iou: MeanIou = field(default_factory=MeanIou)
+    evaluation: NamedEvaluation = field(default_factory=NamedEvaluation)
     timings: Timings = field(default_factory=Timings)
 
     @property
     def done(self) -> int:
         """Images whose outputs are there."""
         return self.refined + self.skipped
+
+    def sort(self, stems: Iterable[str]) -> None:
+        """Bring failures and images into this order: many workers finish them in any."""
+        places = {stem: place for place, stem in enumerate(stems)}
+        self.failures = dict(sorted(self.failures.items(), key=lambda pair: places[pair[0]]))
+        if self.images is not None:
+            self.images = dict(sorted(self.images.items(), key=lambda pair: places[pair[0]]))
 
     def add(self, result: Result, images: Path) -> None:
         """Count one in; `images` is the folder of the images."""
@@ -64,6 +75,8 @@ class Tally:
         self.skipped += skipped
         self.refined += not skipped
         self.iou.add(result.classes.values())
+        if result.counts is not None:
+            self.evaluation.add(result.counts)
         if result.refinement is not None:
             self.redone.update(result.redone)
             self.softened += sum(share > 0 for share in result.refinement.softened.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.masks import read_masks
 from g4seg_trt.masks.coarse import CoarseMasks
 from g4seg_trt.outputs import make_folders
+from g4seg_trt.update import BackgroundRule
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Collected:
     unrefined: tuple[str, ...]
 
 
-def write_collected(source: DatasetSource, layout: Layout, failed: Collection[str]) -> Collected | None:
+def write_collected(
+    source: DatasetSource, layout: Layout, failed: Collection[str], rule: BackgroundRule | None
+) -> Collected | None:
     """Write the refined masks of all images as one file, in the format they came in, if they came so.
 
     A run of a part of the images leaves that to the run of all of them.
@@ -38,6 +41,7 @@ def write_collected(source: DatasetSource, layout: Layout, failed: Collection[st
         source: all images; each has its probabilities in the output folder, unless it failed.
         layout: the output folder.
         failed: stems of the images that failed.
+        rule: the background rule asked for, None for the masks' own.
 
     Returns:
         What was written, if anything.
@@ -55,11 +59,14 @@ def write_collected(source: DatasetSource, layout: Layout, failed: Collection[st
 
     def refined() -> Iterator[tuple[str, CoarseMasks]]:
         for key in keys:
-            masks = whole.collection.read(key)
-            if key in done and masks.names:
+            if key not in done:
+                yield key, whole.collection.read(key)
+                continue
+            masks = whole.collection.read(key, source.naming(done[key]))
+            if masks.names:
                 maps = read_masks(layout.file(PROBABILITY, done[key], len(masks.names)))
                 masks = masks.with_probabilities(np.stack([maps[name] for name in masks.names]))
-            yield key, masks
+            yield key, replace(masks, rule=rule or masks.rule)
 
     path = layout.root / MASKS / whole.path.name
     make_folders([path.parent])

@@ -4,87 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from time import perf_counter
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from g4seg_engine.manifest import file_sha256
-from g4seg_trt.arrays import Bytes, Floats
+from g4seg_trt.arrays import Bytes, Floats, Labels
 from g4seg_trt.atomic import check_writable, reason
-from g4seg_trt.class_table import ClassTable
-from g4seg_trt.config import RefineConfig
-from g4seg_trt.dataset.labels import DEFAULT_RULE, class_ids, places
-from g4seg_trt.dataset.layout import KINDS, LABEL, MASKS, Layout
+from g4seg_trt.dataset.done import check_done
+from g4seg_trt.dataset.layout import KINDS, MASKS, PROBABILITY, Layout
 from g4seg_trt.dataset.mask_files import MaskSource, content_digest
-from g4seg_trt.dataset.measures import ClassFigures, GroundTruth, figures, read_ground_truth
+from g4seg_trt.dataset.measures import GroundTruth, figures, read_ground_truth, scores
+from g4seg_trt.dataset.plan import Finished, NothingToRefine, Plan, compared_rows
 from g4seg_trt.dataset.record import Key, Record
 from g4seg_trt.dataset.source import Item
-from g4seg_trt.dataset.writing import Outputs, Work, is_binary, write_outputs
+from g4seg_trt.dataset.writing import Outputs, Work, write_outputs
 from g4seg_trt.errors import ClassNameError, ImageError, InputError, MaskError, OutputError
+from g4seg_trt.evaluate.named import COARSE, RESULT
 from g4seg_trt.geometry import load_image
-from g4seg_trt.masks import read_index_png
 from g4seg_trt.masks.coarse import CoarseMasks
+from g4seg_trt.masks.labels import background_of, class_ids, places, without
+from g4seg_trt.postprocess import PostProcess
 from g4seg_trt.refinement import Refinement
 from g4seg_trt.update import BACKGROUND, BackgroundRule
 
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is the same for all images of a run.
-
-    Attributes:
-        settings_sha256: of what the results depend on beside the image, its masks and the engine.
-        engine_sha256: of the engine's manifest.
-        config: the settings of the refinement.
-        rule: the background rule asked for, None for the masks' own.
-        table: the data set's classes, if it has them.
-        layout: where the outputs go, None if nothing is written.
-    """
-
-    settings_sha256: str
-    engine_sha256: str
-    config: RefineConfig
-    rule: BackgroundRule | None
-    table: ClassTable | None
-    layout: Layout | None
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What became of one image: small, so that it can be sent from one process to another.
-
-    Attributes:
-        key: what the outputs depend on.
-        outputs: as in a Record.
-        classes: figures of each class.
-        details: the rest of the Record.
-    """
-
-    key: Key
-    outputs: Outputs
-    classes: dict[str, ClassFigures]
-    details: dict[str, Any]
-
-    def record(self, stem: str) -> Record:
-        """The record of the image."""
-        return Record(stem, self.key, self.outputs, self.details)
-
-
-class DoneBefore(InputError):
-    """No error: the image's outputs are there; its figures come along."""
-
-    def __init__(self, classes: dict[str, ClassFigures], record: Record) -> None:
-        super().__init__("done before")
-        self.classes = classes
-        self.record = record
-
-
-class NothingToRefine(InputError):
-    """No error: the image has masks of no class."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +43,15 @@ class _Loaded:
     truth: GroundTruth | None
     truth_sha256: str | None
 
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.image.shape[0], self.image.shape[1]
+
+class _Seen(NamedTuple):
+    source: MaskSource
+    key: Key
+    truth_sha256: str | None
 
 
 class Job:
-    """One image: `load`, then `finish`, `discard` or `drop`.
+    """One image: `load` (which is `look`, `check`, `read`), then `finish`, `discard` or `drop`.
 
     Args:
         item: where its inputs are.
@@ -112,8 +61,8 @@ class Job:
     Attributes:
         item: as given.
         before: as given.
-        stale: in what the inputs differ from those of the record, once `load` knows.
-        taken_for: the format of its masks, and why, once `load` knows.
+        stale: in what the inputs differ from those of the record, once `look` knows.
+        taken_for: the format of its masks, and why, once `look` knows.
     """
 
     def __init__(self, item: Item, plan: Plan, before: Record | None) -> None:
@@ -122,6 +71,7 @@ class Job:
         self.stale: tuple[str, ...] = ()
         self.taken_for = ("", "")
         self._plan = plan
+        self._seen: _Seen | None = None
         self._loaded: _Loaded | None = None
 
     def load(self) -> tuple[Bytes, dict[str, Floats], BackgroundRule]:
@@ -132,20 +82,43 @@ class Job:
             NothingToRefine: if the masks are those of no class.
             InputError: if anything about this image cannot be read or is missing, or an output has no place.
         """
-        source, layout = self._source(), self._plan.layout
+        self.look()
+        self.check()
+        return self.read()
+
+    def look(self) -> None:
+        """Compare the inputs with the record; raises InputError if one cannot be read or is missing."""
+        source = self._source()
         self.taken_for = source.taken_for()
         truth_sha256 = self._truth_digest()
-        key = self._key(source)
-        if self.before is not None and layout is not None:
-            self.stale = key.differing(self.before.key)
-            if not self.stale and self.before.has(layout.root, layout.kinds()):
-                raise DoneBefore(self._figures_before(self.before, source, truth_sha256), self.before)
+        self._seen = _Seen(source, self._key(source), truth_sha256)
+        if self.before is not None:
+            self.stale = self._seen.key.differing(self.before.key)
+
+    def check(self) -> None:
+        """After `look`, whether the image is done.
+
+        Raises:
+            DoneBefore: if the record holds and its outputs are there.
+            InputError: if what tells its figures cannot be read.
+        """
+        layout, truth_sha256 = self._plan.layout, self._looked().truth_sha256
+        if self.before is None or layout is None or self.stale or not self.before.has(layout.root, layout.kinds()):
+            return
+        check_done(self.before, self.item, self._plan, layout, truth_sha256)
+
+    def read(self) -> tuple[Bytes, dict[str, Floats], BackgroundRule]:
+        """What `load` returns, after `look` and whatever the record says; raises NothingToRefine and InputError."""
+        (source, key, truth_sha256), layout = self._looked(), self._plan.layout
         image = load_image(self.item.image)
         masks = source.read()
+        if not masks.ids and masks.size != image.shape[:2]:  # nothing else would look at them
+            (height, width), (rows, columns) = image.shape[:2], masks.size
+            raise MaskError(f"{self.item.name}: is {width}x{height} pixels, its masks are {columns}x{rows}")
         truth = self._truth(masks.names, (image.shape[0], image.shape[1]))
         if layout is not None:
             self._check_places(layout, source, len(masks.ids))
-        rule = self._rule(masks)
+        rule = background_of(masks, self._plan.table, self._plan.rule)
         self._loaded = _Loaded(key, image, masks, rule, truth, truth_sha256)
         if not masks.ids:
             raise NothingToRefine(f"{self.item.name}: no class has a mask")
@@ -160,13 +133,26 @@ class Job:
         """Let go of the inputs of an image that will not be finished."""
         self._loaded = None
 
-    def renamed(self, refinement: Refinement) -> Refinement:
-        """A refinement with the names of the masks in place of the words for their prompts."""
-        names = self._kept().masks.names
+    def completed(self, refinement: Refinement) -> Refinement:
+        """A refinement with the names of the masks in place of the words for their prompts, and post-processed.
+
+        Raises:
+            G4SegError: if the post-processing fails.
+        """
+        loaded, post = self._kept(), self._plan.post
+        names = loaded.masks.names
         of = dict(zip(self._prompts(names), names, strict=True))
+        probabilities, timings = _renamed(refinement.probabilities, of), refinement.timings
+        if post is not None and names:
+            start = perf_counter()
+            maps = np.stack([probabilities[name] for name in names])
+            maps = post.apply(loaded.image, maps, loaded.rule, loaded.masks.background)
+            probabilities = dict(zip(names, maps, strict=True))
+            timings = {**timings, "post": perf_counter() - start}
         return replace(
             refinement,
-            probabilities=_renamed(refinement.probabilities, of),
+            probabilities=probabilities,
+            timings=timings,
             softened=_renamed(refinement.softened, of),
             generated=_renamed(refinement.generated, of),
             denoised=_renamed(refinement.denoised, of),
@@ -174,39 +160,64 @@ class Job:
             similarities=_renamed(refinement.similarities, of),
         )
 
+    def work(self, refinement: Refinement) -> Work:
+        """What became of the image, before anything is written.
+
+        Args:
+            refinement: `completed`.
+
+        Raises:
+            G4SegError: if the post-processing that it is compared with fails.
+        """
+        loaded, masks = self._kept(), self._kept().masks
+        names = masks.names
+        refined = np.stack([refinement.probabilities[name] for name in names]) if names else masks.probabilities
+        before, after = (self._places(maps) for maps in (masks.probabilities, refined))
+        measured = figures(names, without(before, masks.ignored), without(after, masks.ignored), loaded.truth)
+        counts = None
+        if loaded.truth is not None:
+            rows = {COARSE: before, RESULT: after}
+            if self._plan.compare is not None:
+                start = perf_counter()
+                rows |= self._compared(self._plan.compare, {COARSE: masks.probabilities, RESULT: refined})
+                timings = {**refinement.timings, "compare": perf_counter() - start}
+                refinement = replace(refinement, timings=timings)
+            counts = scores(masks, rows, loaded.truth, self._plan.table)
+        ids = class_ids(after, masks.ids, masks.ignored)
+        return Work(self.item.stem, loaded.image, masks, refinement, refined, before, after, ids, measured, counts)
+
     def finish(self, refinement: Refinement) -> Finished:
         """Write the outputs, if any are to be written, and let go of the inputs.
 
         Args:
-            refinement: `renamed`; for a picture of the matches with matches.NEEDED kept.
+            refinement: `completed`; for a picture of the matches with matches.NEEDED kept.
 
         Raises:
             OutputError: if a file cannot be written.
+            G4SegError: as `work`.
         """
-        loaded, layout = self._kept(), self._plan.layout
+        loaded, plan = self._kept(), self._plan
+        work = self.work(refinement)
         self._loaded = None
-        masks, names = loaded.masks, loaded.masks.names
-        refined = np.stack([refinement.probabilities[name] for name in names]) if names else masks.probabilities
-        pair = tuple(places(masks, maps, loaded.rule, loaded.size) for maps in (masks.probabilities, refined))
-        before, after = (class_ids(one, masks.ids, masks.ignored) for one in pair)
-        measured = figures(names, before, after, loaded.truth, masks.ids)
         outputs: Outputs = {}
-        if layout is not None:
-            work = Work(self.item.stem, loaded.image, masks, refinement, refined, pair[0], pair[1], after)
+        if plan.layout is not None:
             outputs = write_outputs(
-                work, layout, self._source(), self._plan.config, self._plan.table, self._older(layout)
+                work, plan.layout, self._source(), plan.config, plan.table, self._older(plan.layout)
             )
-            self._remove(layout, outputs)
-        classes = {name: {**one.to_mapping(), "softened": refinement.softened[name]} for name, one in measured.items()}
+            self._remove(plan.layout, outputs)
+        softened = refinement.softened
         details = {
-            "classes": classes,
+            "classes": {name: {**one.to_mapping(), "softened": softened[name]} for name, one in work.figures.items()},
+            "size": list(loaded.image.shape[:2]),
+            "changed_pixels": work.changed_pixels,
             "truth_sha256": loaded.truth_sha256,
+            "counts": None if work.counts is None else {row: one.to_mapping() for row, one in work.counts.items()},
             "masks": self.taken_for[0],
             "background": str(loaded.rule),
             "warnings": refinement.warnings,
-            "timings": {name: round(value, 6) for name, value in refinement.timings.items()},
+            "timings": {name: round(value, 6) for name, value in work.refinement.timings.items()},
         }
-        return Finished(loaded.key, outputs, measured, details)
+        return Finished(loaded.key, outputs, work.figures, work.counts, details)
 
     def discard(self) -> None:
         """Remove the files of an image that could not be finished: they are of other inputs, or not all of them.
@@ -235,11 +246,11 @@ class Job:
         }
 
     def _remove(self, layout: Layout, outputs: Outputs) -> None:
-        """Remove the files of the record that are not among the outputs; raises OutputError."""
-        if self.before is None:
-            return
+        """Remove what earlier runs left of this image and is not among the outputs; raises OutputError."""
         kept = {layout.root / found[0] for found in outputs.values() if found is not None}
-        for path in self.before.files(layout.root):
+        # A run that was killed in between has withdrawn its record already.
+        spellings = {layout.root / PROBABILITY / f"{self.item.stem}{suffix}" for suffix in (".png", ".npz")}
+        for path in spellings.union([] if self.before is None else self.before.files(layout.root)):
             if path not in kept:
                 try:
                     path.unlink(missing_ok=True)
@@ -256,6 +267,11 @@ class Job:
             raise ImageError(f"{self.item.image}: cannot be read ({reason(error)})") from error
         return Key(self.item.name, image_sha256, source.digest(), plan.settings_sha256, plan.engine_sha256)
 
+    def _looked(self) -> _Seen:
+        if self._seen is None:
+            raise RuntimeError("this comes after look")
+        return self._seen
+
     def _kept(self) -> _Loaded:
         if self._loaded is None:
             raise RuntimeError("this comes after load")
@@ -266,8 +282,18 @@ class Job:
             raise self.item.masks
         return self.item.masks
 
-    def _rule(self, masks: CoarseMasks) -> BackgroundRule:
-        return self._plan.rule or masks.rule or DEFAULT_RULE
+    def _places(self, probabilities: Floats) -> Labels:
+        loaded = self._kept()
+        (found,) = places(loaded.masks, probabilities, [loaded.rule])
+        return found
+
+    def _compared(self, post: PostProcess, rows: Mapping[str, Floats]) -> dict[str, Labels]:
+        """The rows of a comparison: places of the maps after another post-processing."""
+        loaded = self._kept()
+        return {
+            row: self._places(post.apply(loaded.image, maps, loaded.rule, loaded.masks.background))
+            for row, maps in zip(compared_rows(post), rows.values(), strict=True)
+        }
 
     def _prompts(self, names: tuple[str, ...]) -> tuple[str, ...]:
         table = self._plan.table
@@ -292,32 +318,13 @@ class Job:
 
     def _truth(self, names: tuple[str, ...], size: tuple[int, int]) -> GroundTruth | None:
         path = self._truth_path()
-        return None if path is None or not names else read_ground_truth(path, names, size, self._plan.table)
+        if path is None or (not names and self._plan.table is None):
+            return None
+        return read_ground_truth(path, names, size, self._plan.table)
 
     def _truth_digest(self) -> str | None:
         path = self._truth_path()
-        return None if path is None else content_digest(path)
-
-    def _figures_before(self, record: Record, source: MaskSource, truth_sha256: str | None) -> dict[str, ClassFigures]:
-        """Figures of an image that is done: of its record or, with another ground truth, of its label picture.
-
-        Raises:
-            InputError: if an input or the label picture cannot be read.
-        """
-        classes: Mapping[str, Mapping[str, Any]] = record.details.get("classes", {})
-        if truth_sha256 is None or record.details.get("truth_sha256") == truth_sha256:
-            known = [field.name for field in fields(ClassFigures)]
-            return {name: ClassFigures(*(values[field] for field in known)) for name, values in classes.items()}
-        masks = source.read()
-        if not masks.ids or self._plan.layout is None:
-            return {}
-        before = class_ids(places(masks, masks.probabilities, self._rule(masks), masks.size), masks.ids, masks.ignored)
-        path = self._plan.layout.file(LABEL, self.item.stem, len(masks.ids))
-        pixels = read_index_png(path)
-        after = (pixels > 0).astype(np.uint8) if is_binary(masks, self._plan.table) else pixels
-        if after.shape != before.shape:
-            raise MaskError(f"{path}: of another size than the masks; delete it")
-        return figures(masks.names, before, after, self._truth(masks.names, masks.size), masks.ids)
+        return None if path is None or self._plan.layout is None else content_digest(path)
 
 
 def _renamed(values: Mapping[str, Value], names: Mapping[str, str]) -> dict[str, Value]:

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from g4seg_engine.manifest import file_sha256
 from g4seg_trt.atomic import reason
-from g4seg_trt.dataset.names import composed, listed
 from g4seg_trt.errors import ConfigError, InputError, MaskError
+from g4seg_trt.listing import by_stem
 from g4seg_trt.masks.class_folder import class_files
 from g4seg_trt.masks.coarse import CoarseMasks, Naming
 from g4seg_trt.masks.detect import Detected, detect
@@ -104,7 +104,7 @@ class MaskFolder:
             InputError: if it cannot be listed.
             ConfigError: if no format has the name `asked`, or it is one of all images in one file.
         """
-        return cls(root, asked, by_stem(root, "mask folder", _suffixes(asked)))
+        return cls(root, asked, entries(root, "mask folder", _suffixes(asked)))
 
     def candidates(self, stem: str) -> Sequence[str]:
         """The entries of a stem."""
@@ -120,8 +120,8 @@ class MaskFolder:
 
     def files(self) -> list[Path]:
         """The files, and those in the folders of several masks."""
-        entries = [self.root / name for names in self.names.values() for name in names]
-        return [file for entry in entries for file in (folder_files(entry) if entry.is_dir() else [entry])]
+        found = [self.root / name for names in self.names.values() for name in names]
+        return [file for entry in found for file in (folder_files(entry) if entry.is_dir() else [entry])]
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class CollectedMasks:
 
     def read(self) -> CoarseMasks:
         """See MaskSource."""
-        return self.whole.collection.read(self.key)
+        return self.whole.collection.read(self.key, self.naming)
 
     def back(self) -> str | None:
         """None: the file is written once, with all images."""
@@ -243,20 +243,13 @@ class CollectedMasks:
         raise NotImplementedError
 
 
-def by_stem(folder: Path, what: str, suffixes: frozenset[str]) -> dict[str, tuple[str, ...]]:
+def entries(folder: Path, what: str, suffixes: frozenset[str]) -> dict[str, tuple[str, ...]]:
     """Files with these suffixes by their stem, and with "" among them folders by their name: stem -> entries.
 
     Raises:
         InputError: if the folder cannot be listed.
     """
-    found: dict[str, list[str]] = {}
-    for name in listed(folder, what):
-        path = folder / name
-        if path.suffix.lower() in suffixes - {""} and not path.is_dir():
-            found.setdefault(composed(path.stem), []).append(name)
-        elif "" in suffixes and path.is_dir():
-            found.setdefault(composed(name), []).append(name)
-    return {stem: tuple(names) for stem, names in found.items()}
+    return by_stem(folder, what, lambda path: ("" if path.is_dir() else path.suffix.lower() or None) in suffixes)
 
 
 def layouts(suffixes: frozenset[str]) -> str:

@@ -1,4 +1,4 @@
-"""Figures of one refinement: labels before and after, areas, changed pixels, and IoU against a ground truth."""
+"""Figures of one refinement: areas, changed pixels, and against a ground truth IoU and what a set adds up."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ import numpy as np
 from g4seg_trt.arrays import Array, Bools, Floats, Labels
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import MaskError
+from g4seg_trt.evaluate.confusion import LabelSpace
+from g4seg_trt.evaluate.counts import NamedCounts
+from g4seg_trt.evaluate.named import COARSE, RESULT, table_of_names
 from g4seg_trt.masks import IGNORE, NAMED_READERS, read_index_png, read_mask, read_masks
+from g4seg_trt.masks.array import UNNAMED
 from g4seg_trt.masks.class_folder import class_files
-from g4seg_trt.update import BackgroundRule, label_map
+from g4seg_trt.masks.coarse import CoarseMasks
+from g4seg_trt.masks.labels import class_ids
+from g4seg_trt.update import BACKGROUND
 
 
 @dataclass(frozen=True)
@@ -24,10 +30,13 @@ class GroundTruth:
     Attributes:
         regions: bool [H,W] for each class.
         valid: bool [H,W], pixels that count.
+        labels: the same as a label map, unsigned [H,W]: with a class table its ids, also of other classes; else
+            1.. the classes in their order, without 255. 255 for pixels that do not count or have two classes.
     """
 
     regions: dict[str, Bools]
     valid: Bools
+    labels: Labels
 
 
 @dataclass(frozen=True)
@@ -51,33 +60,17 @@ class ClassFigures:
         return dict(vars(self))
 
 
-def label_both(
-    before: Mapping[str, Floats], after: Mapping[str, Floats], rule: BackgroundRule, background: Floats | None
-) -> tuple[Labels, Labels]:
-    """The label maps of the coarse and of the refined masks under the same rule, unsigned [H,W]."""
-    coarse = label_map(list(before.values()), rule, background)
-    refined = label_map([after[name] for name in before], rule, background)
-    return coarse, refined
-
-
-def figures(
-    names: Sequence[str],
-    before: Labels,
-    after: Labels,
-    truth: GroundTruth | None,
-    ids: Sequence[int] | None = None,
-) -> dict[str, ClassFigures]:
+def figures(names: Sequence[str], before: Labels, after: Labels, truth: GroundTruth | None) -> dict[str, ClassFigures]:
     """Figures of each class, in the order of the names.
 
     Args:
         names: class names.
-        before: label map of the coarse masks, unsigned [H,W].
-        after: label map of the refined masks, unsigned [H,W].
+        before: label map of the coarse masks, unsigned [H,W]: 1.. the classes in the order of the names.
+        after: label map of the refined masks.
         truth: the true regions, if there are any.
-        ids: the label of each class; 1, 2, .. if not given.
     """
     result = {}
-    for label, name in zip(ids or range(1, len(names) + 1), names, strict=True):
+    for label, name in enumerate(names, start=1):
         coarse, refined = before == label, after == label
         result[name] = ClassFigures(
             int(coarse.sum()),
@@ -153,25 +146,69 @@ def read_ground_truth(
         of_table = {name: table.named(name, str(path)).id for name in names}
         return _from_index(path, of_table, size, allowed, table.background)
     if path.is_dir():
-        files = class_files(path)
-        masks = {name: read_mask(files[name], name) for name in names if name in files}
-    elif len(names) == 1:
+        masks = {name: read_mask(file, name) for name, file in class_files(path).items() if table or name in names}
+    elif len(names) == 1 and table is None:
         masks = {names[0]: read_mask(path, names[0])}
     elif path.suffix.lower() in NAMED_READERS:
         masks = read_masks(path)
+        if list(masks) == [UNNAMED] and len(names) == 1:
+            masks = {names[0]: masks[UNNAMED]}
     else:
-        ids = {name: label for label, name in enumerate(names, start=1)}
+        ids = numbered(names)
         return _from_index(path, ids, size, {0, IGNORE, *ids.values()}, True)
+    if table is not None:
+        masks.pop(BACKGROUND, None)
+        masks = {table.named(name, str(path)).name: mask for name, mask in masks.items()}
+        ids = {name: table.named(name, str(path)).id for name in masks}
+    else:
+        ids = numbered(names)
     for name in names:
         if name not in masks:
             raise MaskError(f"{path}: no ground truth of the class {name!r}")
-        _check_size(masks[name], size, path)
     regions: dict[str, Bools] = {}
     valid: Bools = np.ones(size, dtype=np.bool_)
-    for name in names:
+    for name in ids:
+        _check_size(masks[name], size, path)
         regions[name], counts = _one_class(masks[name])
         valid &= counts
-    return GroundTruth(regions, valid)
+    return GroundTruth(regions, valid, _labels(regions, valid, ids))
+
+
+def numbered(names: Sequence[str]) -> dict[str, int]:
+    """The labels of classes that no table has: 1, 2, .. in their order, without 255."""
+    return {name: number if number < IGNORE else number + 1 for number, name in enumerate(names, start=1)}
+
+
+def scores(
+    masks: CoarseMasks, rows: Mapping[str, Labels], truth: GroundTruth, table: ClassTable | None
+) -> dict[str, NamedCounts]:
+    """What an image adds to the figures of a set.
+
+    Args:
+        masks: the coarse masks: classes, and pixels without a label.
+        rows: what is counted -> label map, unsigned [H,W]: 1.. the classes in the order of the masks. Boundaries are
+            measured of COARSE and RESULT.
+        truth: read for these classes and this table.
+        table: the data set's classes, if it has them.
+    """
+    classes = table if table is not None else table_of_names(masks.names, "the classes of an image")
+    numbers = masks.ids if table is not None else tuple(numbered(masks.names).values())
+    space = LabelSpace.of(classes)
+    return {
+        row: NamedCounts.of(
+            space, class_ids(place, numbers, masks.ignored), truth.labels, boundary=row in (COARSE, RESULT)
+        )
+        for row, place in rows.items()
+    }
+
+
+def _labels(regions: Mapping[str, Bools], valid: Bools, ids: Mapping[str, int]) -> Labels:
+    largest = max(ids.values(), default=0)
+    labels: Labels = np.zeros(valid.shape, dtype=np.uint8 if largest <= IGNORE else np.uint16)
+    for name, region in regions.items():
+        labels[region] = np.where(labels[region] == 0, ids[name], IGNORE)
+    labels[~valid] = IGNORE
+    return labels
 
 
 def _one_class(values: Floats) -> tuple[Bools, Bools]:
@@ -198,7 +235,7 @@ def _from_index(
         )
     regions = {name: np.asarray(index == label) for name, label in ids.items()}
     valid = index != IGNORE if background else (index != IGNORE) & (index != 0)
-    return GroundTruth(regions, np.asarray(valid))
+    return GroundTruth(regions, np.asarray(valid), index)
 
 
 def _check_size(values: Array, size: tuple[int, int], path: Path) -> None:

@@ -1,32 +1,15 @@
-"""Names of a data set: entries of folders, stems in one Unicode form, class names by stem."""
+"""Names that people give: class names, those of each stem, and lists of images."""
 
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
 from g4seg_trt.atomic import reason
 from g4seg_trt.errors import ClassNameError, InputError
+from g4seg_trt.listing import composed
 from g4seg_trt.prompt import check_class_name
-
-
-def composed(text: str) -> str:
-    """One Unicode form for names that come from file systems, JSON and the command line."""
-    return unicodedata.normalize("NFC", text)
-
-
-def listed(folder: Path, what: str) -> list[str]:
-    """The names in a folder in their order, hidden ones left out; raises InputError if it cannot be listed."""
-    try:
-        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: no such {what}") from error
-    except NotADirectoryError as error:
-        raise InputError(f"{folder}: not a folder, expected the {what}") from error
-    except OSError as error:
-        raise InputError(f"{folder}: the {what} cannot be read ({reason(error)})") from error
 
 
 def check_names(names: Iterable[str], where: str) -> tuple[str, ...]:

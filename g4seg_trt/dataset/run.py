@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
@@ -15,14 +15,17 @@ from g4seg_trt.class_table import ClassTable
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.dataset.collected import write_collected
 from g4seg_trt.dataset.folder import OutputFolder
-from g4seg_trt.dataset.job import DoneBefore, Job, NothingToRefine, Plan
+from g4seg_trt.dataset.job import Job
 from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.lock import Shard
 from g4seg_trt.dataset.measures import ClassFigures
+from g4seg_trt.dataset.plan import DoneBefore, NothingToRefine, Plan
 from g4seg_trt.dataset.record import Record, settings_digest
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.errors import G4SegError, OutputError
+from g4seg_trt.evaluate.counts import NamedCounts
 from g4seg_trt.matches import NEEDED
+from g4seg_trt.postprocess import PostProcess
 from g4seg_trt.refinement import Refinement
 from g4seg_trt.stream import Loaded
 from g4seg_trt.update import BackgroundRule
@@ -36,6 +39,29 @@ _WRITES_WAITING = 4
 
 _NO_MORE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 """What a file system says that will take no other file either."""
+
+
+class Recorder(Protocol):
+    """What is told of the images that are done: see Records."""
+
+    def withdraw(self, stem: str) -> None:
+        """Before the outputs of an image that has a record change."""
+
+    def add(self, record: Record) -> None:
+        """After they are whole."""
+
+
+class RefineItems(Protocol):
+    """`refine_items` of one Refiner, or of many."""
+
+    def __call__(
+        self,
+        source: DatasetSource,
+        settings: Mapping[str, Any],
+        options: RunOptions,
+        folder: OutputFolder,
+    ) -> Generator[Result, None, None]:
+        """See `refine_items`."""
 
 
 class ManyRefiner(Protocol):
@@ -62,6 +88,8 @@ class RunOptions:
         keep: what refinements hand out beside the probabilities.
         prefetch: images to load ahead.
         stopped: asked between images; once it is true no other image is begun, and the run ends well.
+        post: post-processing of the refined masks.
+        compare: another, which the ground truth compares with; nothing of it is written.
     """
 
     config: RefineConfig
@@ -69,6 +97,8 @@ class RunOptions:
     keep: frozenset[str] = frozenset()
     prefetch: int = 2
     stopped: Callable[[], bool] = lambda: False
+    post: PostProcess | None = None
+    compare: PostProcess | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +111,8 @@ class Result:
         refinement: with the names of the masks; None for images that were skipped or failed.
         error: why it failed.
         classes: figures of each class, of skipped images those of the record.
+        counts: what it adds to the figures of the set (g4seg_trt.evaluate.NamedEvaluation); None without a ground
+            truth.
         record: what the output folder's records say; None if it failed or nothing is written.
         redone: in what its inputs differ from those of the record that it had.
         taken_for: the format of its masks, and why.
@@ -92,6 +124,7 @@ class Result:
     refinement: Refinement | None = None
     error: G4SegError | None = None
     classes: Mapping[str, ClassFigures] = field(default_factory=dict)
+    counts: Mapping[str, NamedCounts] | None = None
     record: Record | None = None
     redone: tuple[str, ...] = ()
     taken_for: tuple[str, str] = ("", "")
@@ -106,19 +139,30 @@ class Result:
 
 
 def run_settings(
-    fingerprint: Mapping[str, str], config: RefineConfig, rule: BackgroundRule | None, table: ClassTable | None
+    fingerprint: Mapping[str, str],
+    config: RefineConfig | None,
+    rule: BackgroundRule | None,
+    table: ClassTable | None,
+    post: PostProcess | None = None,
 ) -> dict[str, Any]:
     """What results depend on beside images and masks, as the records hold it.
 
     Args:
         fingerprint: of the Refiner.
-        config: the settings of the refinement.
+        config: the settings of the refinement, None where the masks are left as they are.
         rule: the background rule asked for.
         table: the data set's classes.
+        post: post-processing of the refined masks.
     """
     classes = None if table is None else settings_digest({"classes": [vars(entry) for entry in table.classes]})
     background = "the masks' own" if rule is None else str(rule)
-    return {**fingerprint, "background": background, "classes sha256": classes, **config.to_mapping()}
+    return {
+        **fingerprint,
+        "background": background,
+        "classes sha256": classes,
+        "post": None if post is None else post.name,
+        **({"refinement": "none"} if config is None else config.to_mapping()),
+    }
 
 
 def refine_items(
@@ -144,18 +188,44 @@ def refine_items(
         OutputError: if the disk is full or read-only; what was finished is recorded.
         EngineError: if a network fails.
     """
+    plan = make_plan(source, settings, options, None if folder is None else folder.layout)
+    records = None if folder is None else folder.records
+    jobs = (Job(item, plan, None if records is None else records.find(item.stem)) for item in source)
+    return refine_jobs(refiner, jobs, plan, options, records)
+
+
+def make_plan(source: DatasetSource, settings: Mapping[str, Any], options: RunOptions, layout: Layout | None) -> Plan:
+    """What is the same for all images of a run; arguments as of `refine_items`."""
     others = dict(settings)
     engine = others.pop("engine manifest sha256")
-    layout = None if folder is None else folder.layout
-    plan = Plan(settings_digest(others), engine, options.config, options.rule, source.table, layout)
-    keep = {*options.keep, *(NEEDED if layout is not None and layout.matches else ())}
-    loads = _loads(source, plan, folder, options.stopped)
+    return Plan(
+        settings_digest(others),
+        engine,
+        options.config,
+        options.rule,
+        source.table,
+        layout,
+        options.post,
+        options.compare,
+    )
+
+
+def refine_jobs(
+    refiner: ManyRefiner, jobs: Iterable[Job], plan: Plan, options: RunOptions, records: Recorder | None
+) -> Generator[Result, None, None]:
+    """`refine_items` with jobs that are made already, of this plan.
+
+    Args:
+        records: is told what becomes of them; None if nothing is written.
+    """
+    keep = {*options.keep, *(NEEDED if plan.layout is not None and plan.layout.matches else ())}
+    loads = _loads(jobs, options.stopped)
     stream = refiner.refine_many(loads, config=options.config, keep=keep, prefetch=options.prefetch)
-    return _Writer(folder).results(stream, options.stopped)
+    return _Writer(records).results(stream, options.stopped)
 
 
 def refine_into(
-    refiner: ManyRefiner,
+    refine: RefineItems,
     source: DatasetSource,
     settings: Mapping[str, Any],
     options: RunOptions,
@@ -173,34 +243,31 @@ def refine_into(
     failed: set[str] = set()
     with (
         OutputFolder.open(layout, settings, resume=resume, shard=shard) as folder,
-        closing(refine_items(refiner, source, settings, options, folder)) as results,
+        closing(refine(source, settings, options, folder)) as results,
     ):
         for result in results:
             if result.error is not None:
                 failed.add(result.stem)
             yield result
-        write_collected(source, layout, failed)
+        write_collected(source, layout, failed, options.rule)
 
 
-def _loads(
-    source: DatasetSource, plan: Plan, folder: OutputFolder | None, stopped: Callable[[], bool]
-) -> Iterator[tuple[Job, Callable[[], Loaded]]]:
-    for item in source:
+def _loads(jobs: Iterable[Job], stopped: Callable[[], bool]) -> Iterator[tuple[Job, Callable[[], Loaded]]]:
+    for job in jobs:
         if stopped():
             return
-        job = Job(item, plan, None if folder is None else folder.records.find(item.stem))
         yield job, job.load
 
 
-class _StopRun(Exception):
-    """The disk takes no more: the image is left as if its turn had not come."""
+class StopRun(Exception):
+    """The disk takes no more, or nothing may be written any longer: as if the image's turn had not come."""
 
 
 class _Writer:
     """Takes refinements, writes and records them in a thread of its own, and gives the results in order."""
 
-    def __init__(self, folder: OutputFolder | None) -> None:
-        self._records = None if folder is None else folder.records
+    def __init__(self, records: Recorder | None) -> None:
+        self._records = records
         self._waiting: deque[Result | Future[Result]] = deque()
         self._full: OutputError | None = None
 
@@ -231,12 +298,19 @@ class _Writer:
     def _begin(self, job: Job, outcome: Refinement | G4SegError, pool: ThreadPoolExecutor) -> Result | Future[Result]:
         item = job.item
         if isinstance(outcome, DoneBefore):
-            return Result(item.stem, item.name, classes=outcome.classes, record=outcome.record, taken_for=job.taken_for)
+            return Result(
+                item.stem,
+                item.name,
+                classes=outcome.classes,
+                counts=outcome.counts,
+                record=outcome.record,
+                taken_for=job.taken_for,
+            )
         if isinstance(outcome, NothingToRefine):
             return pool.submit(self._finish, job, Refinement({}, {}, [str(outcome)], {}, {}, {}, {}, {}))
         if isinstance(outcome, G4SegError):
             return pool.submit(self._fail, job, outcome)
-        return pool.submit(self._finish, job, job.renamed(outcome))
+        return pool.submit(self._finish, job, outcome)
 
     def _settled(self, waiting: int) -> Iterator[Result]:
         """Take from the front what is finished, and wait for it while more than `waiting` are there."""
@@ -247,7 +321,7 @@ class _Writer:
                     return
                 try:
                     front = front.result()
-                except _StopRun:
+                except StopRun:
                     self._waiting.popleft()
                     continue
             self._waiting.popleft()
@@ -256,26 +330,30 @@ class _Writer:
     def _finish(self, job: Job, refinement: Refinement) -> Result:
         """Runs in the writer's thread."""
         if self._full is not None:
-            raise _StopRun
-        start = perf_counter()
+            raise StopRun
+        begun = False
         try:
+            refinement = job.completed(refinement)
+            start, begun = perf_counter(), True
             if job.before is not None and self._records is not None:
                 self._records.withdraw(job.item.stem)
             finished = job.finish(refinement)
             record = finished.record(job.item.stem)
             if self._records is not None:
                 self._records.add(record)
-        except OutputError as error:
-            return self._fail(job, error, begun=True)
+        except G4SegError as error:
+            return self._fail(job, error.with_traceback(None), begun=begun)
+        timings = {**refinement.timings, **finished.details["timings"]}
         return Result(
             job.item.stem,
             job.item.name,
-            refinement,
+            replace(refinement, timings=timings),
             classes=finished.classes,
+            counts=finished.counts,
             record=record if self._records is not None else None,
             redone=job.stale,
             taken_for=job.taken_for,
-            write_seconds=perf_counter() - start,
+            write_seconds=perf_counter() - start - timings.get("compare", 0.0),
         )
 
     def _fail(self, job: Job, error: G4SegError, *, begun: bool = False) -> Result:
@@ -290,7 +368,7 @@ class _Writer:
             error = second
         if isinstance(error, OutputError) and _takes_no_more(error):
             self._full = error
-            raise _StopRun
+            raise StopRun
         return Result(job.item.stem, job.item.name, error=error, redone=job.stale, taken_for=job.taken_for)
 
 

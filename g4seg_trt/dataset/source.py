@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from g4seg_trt.atomic import reason
 from g4seg_trt.class_table import ClassTable
-from g4seg_trt.dataset.mask_files import MaskCollection, MaskSet, MaskSource, by_stem, layouts, only, open_masks
-from g4seg_trt.dataset.names import composed, listed
+from g4seg_trt.dataset.mask_files import MaskCollection, MaskSet, MaskSource, entries, layouts, only, open_masks
 from g4seg_trt.errors import ConfigError, InputError
+from g4seg_trt.listing import composed, listed
 from g4seg_trt.masks.coarse import Naming
 from g4seg_trt.outputs import folder_files
 
@@ -122,8 +122,8 @@ class DatasetSource:
             raise InputError(f"{images}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
         stems = list(pictures) if names is None else _wanted(names, pictures, images)
         mask_set = open_masks(masks, format, Naming((class_name,) if class_name is not None else None, table))
-        truths = by_stem(Path(truth), "ground-truth folder", _TRUTHS) if truth is not None else None
-        entries = []
+        truths = entries(Path(truth), "ground-truth folder", _TRUTHS) if truth is not None else None
+        found = []
         for stem in stems:
             masks_of: str | InputError
             truth_of: str | InputError | None = None
@@ -137,9 +137,9 @@ class DatasetSource:
                     truth_of = only(truths.get(stem, ()), f"{truth} has no {layouts(_TRUTHS)} for it", "ground truth")
             except InputError as error:
                 masks_of = error.with_traceback(None)
-            entries.append(Entry(stem, pictures[stem][0], masks_of, truth_of))
+            found.append(Entry(stem, pictures[stem][0], masks_of, truth_of))
         root = Path(truth) if truth is not None else None
-        return cls(images, mask_set, entries, class_name, classes, root, table)
+        return cls(images, mask_set, found, class_name, classes, root, table)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -147,6 +147,10 @@ class DatasetSource:
     def __iter__(self) -> Iterator[Item]:
         for entry in self.entries:
             yield self._item(entry)
+
+    def item(self, place: int) -> Item:
+        """The image at a place, from 0 on."""
+        return self._item(self.entries[place])
 
     def part(self, shard: tuple[int, int] | None = None, limit: int | None = None) -> DatasetSource:
         """Every n-th image from the i-th on, of those the first ones.
@@ -192,16 +196,17 @@ class DatasetSource:
         elif (problem := _no_file(image)) is not None:
             masks = InputError(f"{image}: {problem}")
         else:
-            masks = self.masks.source(entry.masks, Naming(self._names(entry.stem), self.table))
+            masks = self.masks.source(entry.masks, self.naming(entry.stem))
         truth = entry.truth
         if isinstance(truth, str) and self.truth is not None:
             return Item(entry.stem, entry.image, image, masks, self.truth / truth)
         return Item(entry.stem, entry.image, image, masks, truth if isinstance(truth, InputError) else None)
 
-    def _names(self, stem: str) -> tuple[str, ...] | None:
+    def naming(self, stem: str) -> Naming:
+        """What is known about the classes of an image."""
         if self.classes is not None:
-            return self.classes[stem]
-        return (self.class_name,) if self.class_name is not None else None
+            return Naming(self.classes[stem], self.table)
+        return Naming((self.class_name,) if self.class_name is not None else None, self.table)
 
 
 def _wanted(names: Sequence[str], pictures: Mapping[str, list[str]], images: Path) -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
+
+import numpy as np
 
 from g4seg_trt.arrays import Bytes, Floats, Labels
 from g4seg_trt.atomic import reason
@@ -11,12 +14,15 @@ from g4seg_trt.class_table import ClassTable
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.dataset.layout import LABEL, MASKS, MATCHES, OVERLAY, PROBABILITY, Layout
 from g4seg_trt.dataset.mask_files import MaskSource
+from g4seg_trt.dataset.measures import ClassFigures
 from g4seg_trt.errors import OutputError
-from g4seg_trt.masks import write_label_png, write_probabilities
+from g4seg_trt.evaluate.counts import NamedCounts
+from g4seg_trt.masks import IGNORE, write_label_png, write_probabilities
 from g4seg_trt.masks.coarse import CoarseMasks
 from g4seg_trt.matches import class_matches, draw_matches
 from g4seg_trt.overlay import draw_overlay, write_overlay
 from g4seg_trt.refinement import Refinement
+from g4seg_trt.update import BACKGROUND
 
 Outputs: TypeAlias = dict[str, tuple[str, int] | None]
 """Kind -> name of the file relative to the output folder, and its bytes; None where an image has no such file."""
@@ -32,9 +38,11 @@ class Work:
         masks: the coarse masks.
         refinement: of these masks, by their names.
         refined: the refined maps, float32 [K,H,W].
-        before: places of the coarse masks' classes, unsigned [H,W] (g4seg_trt.dataset.labels).
+        before: places of the coarse masks' classes, unsigned [H,W] (g4seg_trt.masks.labels).
         after: places of the refined ones.
         ids: class ids of the refined ones.
+        figures: of each class.
+        counts: what it adds to the figures of the set, None without a ground truth.
     """
 
     stem: str
@@ -45,6 +53,13 @@ class Work:
     before: Labels
     after: Labels
     ids: Labels
+    figures: dict[str, ClassFigures]
+    counts: dict[str, NamedCounts] | None
+
+    @property
+    def changed_pixels(self) -> int:
+        """Pixels with another label."""
+        return int((self.before != self.after).sum())
 
 
 def write_outputs(
@@ -70,8 +85,9 @@ def write_outputs(
     """
     masks, names = work.masks, work.masks.names
     files = {kind: layout.file(kind, work.stem, len(names)) for kind in layout.kinds()}
-    write_probabilities(files[PROBABILITY], work.refinement.probabilities)
-    write_label_png(files[LABEL], work.ids, 1 if is_binary(masks, table) else max(2, *masks.ids, 2))
+    nothing = {BACKGROUND: np.ones(work.image.shape[:2], dtype=np.float32)}  # an empty archive would have no size
+    write_probabilities(files[PROBABILITY], work.refinement.probabilities if names else nothing)
+    write_label(files[LABEL], masks, work.ids, table)
     if OVERLAY in files:
         write_overlay(files[OVERLAY], draw_overlay(work.image, work.before, work.after, names))
     if MATCHES in files and names:
@@ -89,6 +105,14 @@ def write_outputs(
     except OSError as error:
         raise OutputError(f"cannot write the outputs of {work.stem}: {reason(error)}") from error
     return outputs
+
+
+def write_label(path: Path, masks: CoarseMasks, ids: Labels, table: ClassTable | None) -> None:
+    """Write the label picture of an image, class ids unsigned [H,W]; raises OutputError."""
+    if is_binary(masks, table):  # which has no value for pixels without a label
+        write_label_png(path, np.where(ids == IGNORE, 0, ids), 1)
+    else:
+        write_label_png(path, ids, max(2, *masks.ids, 2))
 
 
 def is_binary(masks: CoarseMasks, table: ClassTable | None) -> bool:

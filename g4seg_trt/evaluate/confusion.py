@@ -16,7 +16,7 @@ MEANS = ("present", "ground-truth", "all")
 """The classes that a mean IoU is taken over, see `counted_classes`."""
 
 _VALUES = 1 << 16
-_MOST_CLASSES = 4096
+MOST_CLASSES = 4096
 """A confusion matrix of more would not fit into memory for every thread."""
 
 _SLAB = 1 << 15
@@ -46,8 +46,8 @@ class LabelSpace:
     def of(cls, table: ClassTable) -> LabelSpace:
         """The values of a class table; raises ClassNameError if it is empty or an id is 255 or above 65535."""
         classes = sorted(table.classes, key=lambda entry: entry.id)
-        if not 0 < len(classes) <= _MOST_CLASSES:
-            raise ClassNameError(f"{table.dataset}: {len(classes)} classes, allowed are 1 to {_MOST_CLASSES}")
+        if not 0 < len(classes) <= MOST_CLASSES:
+            raise ClassNameError(f"{table.dataset}: {len(classes)} classes, allowed are 1 to {MOST_CLASSES}")
         for entry in classes:
             if entry.id == IGNORE or not 0 < entry.id < _VALUES:
                 raise ClassNameError(
@@ -91,6 +91,10 @@ class LabelSpace:
         if matrix[:, -1].any():
             raise self._outside(labels, "prediction", "no label")
         return matrix[:-2, :-1]
+
+    def objects(self, pixels: Ints) -> list[int]:
+        """Positions of classes with pixels (int64 [N]), without the background."""
+        return [int(position) for position in np.flatnonzero(pixels) if self.ids[position] != 0]
 
     def counted(self, truth: Labels) -> Bools:
         """bool [H,W]: pixels of a ground truth that count."""

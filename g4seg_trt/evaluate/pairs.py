@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from g4seg_trt.evaluate.confusion import LabelSpace
 from g4seg_trt.evaluate.predictions import Predictions, labels_under, read_labels
 from g4seg_trt.evaluate.sets import SetEvaluation
 from g4seg_trt.evaluate.sweep import SweepEvaluation
+from g4seg_trt.listing import composed
 from g4seg_trt.update import BackgroundRule
 
 _SHOWN = 5
@@ -69,7 +69,7 @@ def listed_stems(names: Iterable[str], known: Collection[str]) -> tuple[str, ...
         names: stems or paths of pictures.
         known: the stems that there are; a line that is one of them as a whole is that one, spaces and all.
     """
-    lines = (unicodedata.normalize("NFC", name.strip()) for name in names)
+    lines = (composed(name.strip()) for name in names)
     stems = (line if line in known else _stem_of(line.split()[0]) for line in lines if line)
     return tuple(dict.fromkeys(stems))
 

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-
-from g4seg_trt.arrays import Array, Floats, Labels
-from g4seg_trt.atomic import reason
+from g4seg_trt.arrays import Labels
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import InputError, MaskError
+from g4seg_trt.listing import by_stem
 from g4seg_trt.masks import formats
 from g4seg_trt.masks.coarse import CoarseMasks, Naming
 from g4seg_trt.masks.colours import ids_of_colours
 from g4seg_trt.masks.detect import detect
-from g4seg_trt.masks.png import IGNORE, index_values
+from g4seg_trt.masks.labels import background_of, class_ids, places
+from g4seg_trt.masks.png import FORMAT, index_values
 from g4seg_trt.picture import open_picture
-from g4seg_trt.update import BackgroundRule, label_map, winners
+from g4seg_trt.update import BackgroundRule
 
 LABELS = "index-png"
 """The format of label pictures; every other one holds probabilities."""
 
 Read: TypeAlias = Callable[[str], Labels | CoarseMasks]
-
-NO_BACKGROUND = BackgroundRule("constant", float(np.finfo(np.float32).tiny))
-"""Every pixel gets its likeliest class: the rule of data sets whose table has no background."""
 
 
 @dataclass(frozen=True)
@@ -84,24 +79,11 @@ def files_by_stem(folder: Path, wanted: Callable[[Path], bool], what: str, *, en
     Raises:
         InputError: if the folder cannot be read, holds no such entry, or two of one stem.
     """
-    try:
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: no such folder of {what}") from error
-    except NotADirectoryError as error:
-        raise InputError(f"{folder}: not a folder, expected the folder of {what}") from error
-    except OSError as error:
-        raise InputError(f"{folder}: the folder of {what} cannot be read ({reason(error)})") from error
     found: dict[str, Path] = {}
-    for path in paths:
-        name = path.name if path.is_dir() else path.stem
-        if not name.endswith(ending) or not wanted(path):
-            continue
-        # File systems differ in the form of their names.
-        stem = unicodedata.normalize("NFC", name[: len(name) - len(ending)])
-        if stem in found:
-            raise InputError(f"{folder}: {found[stem].name} and {path.name} are both {what} of {stem!r}")
-        found[stem] = path
+    for stem, names in by_stem(folder, f"folder of {what}", wanted, ending).items():
+        if len(names) > 1:
+            raise InputError(f"{folder}: {names[0]} and {names[1]} are both {what} of {stem!r}")
+        found[stem] = folder / names[0]
     if not found:
         raise InputError(f"{folder}: holds none of the {what}" + (f", whose names end in {ending}" if ending else ""))
     return found
@@ -121,45 +103,12 @@ def read_labels(path: Path) -> Labels:
     Raises:
         MaskError: if the file is missing, damaged or too large, or has a colour that VOC does not have.
     """
-    picture = open_picture(path, MaskError)
+    picture = open_picture(path, MaskError, FORMAT)
     if picture.mode in ("RGB", "RGBA"):
         return ids_of_colours(path, picture)
     if picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
         raise MaskError(f"{path}: a picture of mode {picture.mode}, a label picture is a palette or grey PNG")
     return index_values(path, picture)
-
-
-def background_of(masks: CoarseMasks, table: ClassTable, rule: BackgroundRule | None) -> BackgroundRule:
-    """The rule that decides: the one given, else the source's own, else constant:0.5, or none without background."""
-    return rule or masks.rule or (BackgroundRule() if table.background else NO_BACKGROUND)
-
-
-def decide(masks: CoarseMasks, rules: Iterable[BackgroundRule]) -> Iterator[Labels]:
-    """The labels of some masks under each of the rules.
-
-    Args:
-        masks: of one image.
-        rules: background rules.
-
-    Returns:
-        For each rule uint8 or uint16 [H,W]: class ids, 0 background, 255 where the source gives no label.
-
-    Raises:
-        ConfigError: for the rule channel if the masks come without a background.
-        MaskError: if the background has another size.
-    """
-    ids: Array = np.array([0, *masks.ids], dtype=np.uint16 if max(masks.ids, default=0) > IGNORE else np.uint8)
-    label: Labels
-    best: Floats
-    if masks.ids:
-        label, best = winners(masks.probabilities)
-    else:
-        label, best = np.zeros(masks.size, dtype=np.uint8), np.zeros(masks.size, dtype=np.float32)
-    for rule in rules:
-        labels: Labels = ids[label * label_map([best], rule, masks.background)]
-        if masks.ignored is not None:
-            labels[masks.ignored] = IGNORE
-        yield labels
 
 
 def labels_under(
@@ -168,11 +117,15 @@ def labels_under(
     """The labels of one image under the set's rule, and under each of some more; none of those for a label picture.
 
     Raises:
-        G4SegError: as `decide`.
+        G4SegError: as `places`.
     """
     if not isinstance(prediction, CoarseMasks):
         return prediction, []
-    labels, *others = decide(prediction, [background_of(prediction, table, rule), *more])
+    rules = [background_of(prediction, table, rule), *more]
+    labels, *others = (
+        class_ids(place, prediction.ids, prediction.ignored)
+        for place in places(prediction, prediction.probabilities, rules)
+    )
     return labels, others
 
 
@@ -219,10 +172,10 @@ def _in_file(path: Path, table: ClassTable, known: Collection[str], asked: str |
     there = dict.fromkeys(collection.stems())
     key_of = detected.format.key_of
     keys = {stem: key for stem in known if (key := key_of(stem)) in there}
-    stems: dict[str, str] = {**keys, **{key: key for key in there if key not in set(keys.values())}}
-    return Predictions(
-        path, stems.keys(), lambda stem: collection.read(stems[stem]), (detected.evidence,), labels_only=False
-    )
+    used = set(keys.values())
+    stems: dict[str, str] = {**keys, **{key: key for key in there if key not in used}}
+    evidence = "; ".join(filter(None, (detected.evidence, collection.remark)))
+    return Predictions(path, stems.keys(), lambda stem: collection.read(stems[stem]), (evidence,), labels_only=False)
 
 
 def _kind(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import numpy as np
 from g4seg_trt.arrays import Ints, Labels
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import ConfigError
-from g4seg_trt.evaluate.boundary import boundary_accuracy, boundary_f
 from g4seg_trt.evaluate.confusion import (
     MEANS,
     LabelSpace,
@@ -22,29 +20,11 @@ from g4seg_trt.evaluate.confusion import (
     mean_iou,
     pixel_accuracy,
 )
+from g4seg_trt.evaluate.counts import Counts, count
 from g4seg_trt.evaluate.strata import Gain, stratified
 
 Figures = dict[str, Any]
 """What JSON can hold; shares from 0 to 1, None where not defined."""
-
-
-@dataclass
-class _Counts:
-    """What is counted of one kind of prediction, over the images so far.
-
-    Attributes:
-        matrix: int64 [N,N+1], as from `LabelSpace.count`.
-        boundary: by position of the class, boundary accuracy and F of each mask that the ground truth has a
-            boundary of.
-    """
-
-    matrix: Ints
-    boundary: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
-
-    def merge(self, other: _Counts) -> None:
-        self.matrix += other.matrix
-        for position, values in other.boundary.items():
-            self.boundary.setdefault(position, []).extend(values)
 
 
 class SetEvaluation:
@@ -66,10 +46,37 @@ class SetEvaluation:
         self.boundary = boundary
         self.images = 0
         self._after = self._nothing()
-        self._before: _Counts | None = None
+        self._before: Counts | None = None
         self._gains: list[Gain] = []
         self._missed = 0
         self._false = 0
+
+    @classmethod
+    def of_sums(
+        cls,
+        space: LabelSpace,
+        images: int,
+        before: Counts,
+        after: Counts,
+        gains: Sequence[Gain],
+        missed: int,
+        false: int,
+    ) -> SetEvaluation:
+        """The evaluation of images that were counted elsewhere, with their coarse masks.
+
+        Args:
+            space: the classes.
+            images: how many.
+            before: counts of the coarse masks.
+            after: counts of the refined ones.
+            gains: of each mask, as for `stratified`.
+            missed: as in `summary`.
+            false: as in `summary`.
+        """
+        evaluation = cls(space)
+        evaluation.images, evaluation._before, evaluation._after = images, before, after
+        evaluation._gains, evaluation._missed, evaluation._false = list(gains), missed, false
+        return evaluation
 
     def add(self, labels: Labels, truth: Labels) -> None:
         """Count one image.
@@ -156,40 +163,25 @@ class SetEvaluation:
             "gain": gain,
         }
 
-    def _nothing(self) -> _Counts:
+    def _nothing(self) -> Counts:
         count = len(self.space.ids)
-        return _Counts(np.zeros((count, count + 1), dtype=np.int64))
+        return Counts(np.zeros((count, count + 1), dtype=np.int64))
 
-    def _count(self, labels: Labels, truth: Labels) -> _Counts:
-        counts = _Counts(self.space.count(labels, truth))
-        if not self.boundary:
-            return counts
-        valid = self.space.counted(truth)
-        for position in self._objects(counts.matrix.sum(axis=1)):
-            number = self.space.ids[position]
-            region, true = labels == number, truth == number
-            accuracy = boundary_accuracy(region, true, valid)
-            f = boundary_f(region, true, valid)
-            if accuracy is not None and f is not None:
-                counts.boundary[position] = [(accuracy, f)]
-        return counts
+    def _count(self, labels: Labels, truth: Labels) -> Counts:
+        return count(self.space, labels, truth, boundary=self.boundary)
 
     def _add_gains(self, before: Ints, after: Ints) -> None:
         coarse, refined = class_ious(before), class_ious(after)
         true = before.sum(axis=1)
         labelled, labelled_after = before[:, :-1].sum(axis=0), after[:, :-1].sum(axis=0)
-        for position in self._objects(true):
+        for position in self.space.objects(true):
             if labelled[position] or labelled_after[position]:
                 self._gains.append((float(coarse[position]), float(refined[position])))
             else:
                 self._missed += 1
-        self._false += sum(1 for position in self._objects(labelled) if not true[position])
+        self._false += sum(1 for position in self.space.objects(labelled) if not true[position])
 
-    def _objects(self, pixels: Ints) -> Sequence[int]:
-        """Positions of classes with pixels, without the background."""
-        return [int(position) for position in np.flatnonzero(pixels) if self.space.ids[position] != 0]
-
-    def _figures(self, counts: _Counts, mean_over: str) -> Figures:
+    def _figures(self, counts: Counts, mean_over: str) -> Figures:
         matrix = counts.matrix
         ious, accuracies = class_ious(matrix), class_accuracies(matrix)
         counted = counted_classes(matrix, mean_over)

@@ -31,6 +31,23 @@ def report_lines(summary: Mapping[str, Any]) -> list[str]:
     return [*lines, *_class_lines(figures["classes"], None if coarse is None else coarse["classes"])]
 
 
+def comparison_lines(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Kinds of masks side by side, for people.
+
+    Args:
+        rows: what it is, such as "coarse" -> its summary, as from `SetEvaluation.summary` with the same coarse masks.
+    """
+    table: list[tuple[str, ...]] = []
+    for name, summary in rows.items():
+        strata = summary["gain"]["strata"]
+        if not table:
+            heads = [f"{100 * one['from']:.0f}-{100 * one['to']:.0f}" for one in strata[:-1]]
+            table.append(("masks", "mean IoU", *heads, "all", "made worse"))
+        gains = ["n/a" if one["gain"] is None else f"{100 * one['gain']:+.2f}" for one in strata]
+        table.append((_plain(name), _percent(summary["figures"]["mean_iou"]), *gains, _percent(strata[-1]["worse"])))
+    return ["compared (gain in points by the IoU of the coarse mask):", *_table(table, left=0)]
+
+
 def _set_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     figures, coarse = summary["figures"], summary["coarse"]
     over = f"over {figures['counted_classes']} of {len(figures['classes'])} classes ({_OVER[summary['mean_over']]})"

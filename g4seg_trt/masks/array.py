@@ -42,7 +42,10 @@ UNNAMED = "arr_0"
 """What `numpy.savez` calls an array that was given no name."""
 
 MOST_VALUES = 2**30
-"""Values that the maps of one image may have together: 4 GiB as float32."""
+"""Values that the maps of one image may have together if they are of its size: 4 GiB as float32."""
+
+MOST_UNSIZED = 2**28
+"""The same where the image's size is not known: a packed file may declare any, and be a thousandth of it."""
 
 _LONGEST_HEADER = 2**16
 """Bytes before an array's values; the format allows 4 GiB, which a zip archive packs into 4 MB."""
@@ -108,12 +111,15 @@ def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
     return headers
 
 
-def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, Floats]:
+def read_npz(
+    path: Path, names: Collection[str] | None = None, image: tuple[int, int] | None = None
+) -> dict[str, Floats]:
     """Read a .npz file: key = class name, value = its probability.
 
     Args:
         path: the file.
         names: the classes wanted; None for all. The others are not unpacked.
+        image: the image's (height, width), if it is known.
 
     Returns:
         class name -> float32 [H,W] in [0,1], in the file's order.
@@ -125,7 +131,6 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, Floa
     """
     headers = npz_headers(path)
     wanted = {name: header for name, header in headers.items() if names is None or name in names}
-    total = 0
     for name, (shape, dtype) in wanted.items():
         what = f"{path}, class {name!r}"
         if len(shape) != 2 or np.dtype(dtype).kind not in "fbiu":
@@ -133,9 +138,8 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, Floa
                 f"mask of {what!r} has dtype {dtype} and shape {list(shape)}, "
                 "expected floating-point probabilities [height, width]"
             )
-        check_count(1, (shape[0], shape[1]), what)
-        total += shape[0] * shape[1]
-    check_total(total, str(path))
+        # As many of this size as there are maps: those of one image are all of one.
+        check_count(len(wanted), (shape[0], shape[1]), what, image)
     with _archive(path) as archive:
         arrays = {}
         for member_name in archive.namelist():
@@ -207,28 +211,31 @@ def as_probability(array: Array, what: str) -> Floats:
     return check_masks({what: array}, (height, width))[what]
 
 
-def check_count(classes: int, size: tuple[int, int], what: str) -> None:
+def check_count(classes: int, size: tuple[int, int], what: str, image: tuple[int, int] | None = None) -> None:
     """Check that the maps of an image are of a size that can be worked with, before any is made.
 
     Args:
         classes: how many maps.
         size: (height, width).
         what: the file, for the message.
+        image: the image's (height, width); None if it is not known.
 
     Raises:
-        MaskError: above Pillow's limit of pixels, which pictures have too, or MOST_VALUES in all.
+        MaskError: for another size than the image's, above Pillow's limit of pixels, which pictures have too, or
+            MOST_VALUES (without the image's size MOST_UNSIZED) in all.
     """
     height, width = size
+    if image is not None and size != image:
+        raise MaskError(
+            f"{what}: the masks are {width}x{height} pixels, the image is {image[1]}x{image[0]}: they must have the "
+            "same size"
+        )
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and height * width > limit:
         raise MaskError(f"{what}: {width}x{height} pixels are more than Pillow's limit of {limit} pixels")
-    check_total(classes * height * width, what)
-
-
-def check_total(values: int, what: str) -> None:
-    """Check how many values the maps of an image have together; raises MaskError above MOST_VALUES."""
-    if values > MOST_VALUES:
-        raise MaskError(f"{what}: its maps hold {values} values together, allowed: {MOST_VALUES}")
+    most = MOST_UNSIZED if image is None else MOST_VALUES
+    if classes * height * width > most:
+        raise MaskError(f"{what}: its maps hold {classes * height * width} values together, allowed: {most}")
 
 
 class _Bounded:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 from g4seg_trt.arrays import Floats
 from g4seg_trt.atomic import reason
 from g4seg_trt.errors import MaskError, OutputError
+from g4seg_trt.listing import composed
 from g4seg_trt.masks.array import as_probability, as_stored, open_npy, write_npy
 from g4seg_trt.masks.coarse import CoarseMasks, Naming
 from g4seg_trt.masks.gather import choose, maps_by_key, named_maps, some
@@ -35,7 +35,7 @@ def class_files(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() not in SUFFIXES:
             continue
         # One Unicode form: file systems differ in theirs.
-        name = unicodedata.normalize("NFC", path.stem)
+        name = composed(path.stem)
         if name in files:
             raise MaskError(f"{folder}: two masks of the class {name!r}")
         files[name] = path

@@ -44,7 +44,6 @@ def read(path: Path, naming: Naming) -> CoarseMasks:
     Raises:
         MaskError: if the file cannot be read as such a dict, or its maps are no probabilities.
         ClassNameError: for a class id outside the table.
-        MissingExtraError: it holds torch tensors and torch is not installed.
     """
     entries = load_npy_dict(path)
     maps = _maps(entries)

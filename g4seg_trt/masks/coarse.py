@@ -11,6 +11,8 @@ from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import ClassNameError, MaskError
 from g4seg_trt.update import BackgroundRule
 
+_SHOWN = 12
+
 
 @dataclass(frozen=True)
 class Naming:
@@ -19,10 +21,15 @@ class Naming:
     Attributes:
         names: the image's classes in order, None if the file has to say it.
         table: class ids and names of the data set, None without one.
+        size: the image's (height, width), which its masks have to have; None if it is not known.
+        rules: the background rules that will decide over the labels, None among them for the source's own; None if
+            they are not known. Classes that none of them gives a pixel need not be read.
     """
 
     names: tuple[str, ...] | None = None
     table: ClassTable | None = None
+    size: tuple[int, int] | None = None
+    rules: tuple[BackgroundRule | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,35 @@ def named_by_ids(ids: Sequence[int], naming: Naming, what: str) -> tuple[str, ..
     if naming.names is not None and len(naming.names) == len(ids):
         return naming.names
     raise ClassNameError(f"{what} has class ids without names: say whose they are with --dataset or --class-table")
+
+
+def selected(names: Sequence[str], naming: Naming, what: str) -> tuple[int, ...]:
+    """Which of the classes that a file has are asked for.
+
+    Args:
+        names: the file's classes, as the table calls them if there is one (`named_by_ids`).
+        naming: its names, in order, as the table's data set calls them or as prompts; None for all.
+        what: the file, for the message.
+
+    Returns:
+        Places among `names`, in the order asked for. A file without a class has none to give: ().
+
+    Raises:
+        MaskError: for a class that the file does not have.
+        ClassNameError: for a name that the table does not have, or a class asked for twice.
+    """
+    if naming.names is None or not names:
+        return tuple(range(len(names)))
+    asked = naming.names
+    if naming.table is not None:
+        asked = tuple(naming.table.named(name, what).name for name in asked)
+    for name in asked:
+        if asked.count(name) > 1:
+            raise ClassNameError(f"{what}: the class {name!r} is asked for twice")
+        if name not in names:
+            shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+            raise MaskError(f"{what}: no class {name!r}, it holds {shown}")
+    return tuple(names.index(name) for name in asked)
 
 
 def ids_of_names(names: Sequence[str], naming: Naming, what: str) -> tuple[int, ...]:

@@ -65,7 +65,13 @@ def is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def combined(instances: Iterable[tuple[int, float, Bools]], count: int, size: tuple[int, int], what: str) -> Floats:
+def combined(
+    instances: Iterable[tuple[int, float, Bools]],
+    count: int,
+    size: tuple[int, int],
+    what: str,
+    image: tuple[int, int] | None,
+) -> Floats:
     """One map for each class: the largest score of its instances at each pixel.
 
     Args:
@@ -73,14 +79,15 @@ def combined(instances: Iterable[tuple[int, float, Bools]], count: int, size: tu
         count: how many classes.
         size: (height, width).
         what: the file and image, for the message.
+        image: the image's (height, width), if it is known.
 
     Returns:
         float32 [count,H,W] in [0,1].
 
     Raises:
-        MaskError: if that is too much to hold.
+        MaskError: if that is too much to hold, or of another size than the image.
     """
-    check_count(count, size, what)
+    check_count(count, size, what, image)
     maps = np.zeros((count, *size), np.float32)
     for place, score, mask in instances:
         np.maximum(maps[place], np.float32(score), out=maps[place], where=mask)

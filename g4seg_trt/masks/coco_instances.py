@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +14,7 @@ from g4seg_trt.arrays import Bools
 from g4seg_trt.atomic import atomic_file
 from g4seg_trt.errors import MaskError
 from g4seg_trt.masks.array import check_count
-from g4seg_trt.masks.coarse import CoarseMasks, Naming, ids_of_names
+from g4seg_trt.masks.coarse import CoarseMasks, Naming, ids_of_names, selected
 from g4seg_trt.masks.coco import combined, digest, is_id, kept, load_json, peek
 from g4seg_trt.masks.coco_rle import decode, encode
 
@@ -24,10 +24,17 @@ _PARTS = ("images", "annotations", "categories")
 
 @dataclass(frozen=True)
 class InstanceLayout:
-    """What `write_collection` gives back: the image's record, and the category id of each map."""
+    """What `write_collection` gives back.
+
+    Attributes:
+        image: the image's record.
+        categories: the category id of each map.
+        others: annotations of categories that were not asked for, as they came.
+    """
 
     image: dict[str, Any]
     categories: tuple[int, ...]
+    others: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -103,21 +110,31 @@ class InstanceCollection:
         annotations = self.content.annotations[image["id"]]
         return digest([image, annotations, self.content.rest["categories"]])
 
-    def read(self, stem: str) -> CoarseMasks:
+    def read(self, stem: str, naming: Naming | None = None) -> CoarseMasks:
         """The masks of one image: for each class with an instance the pixels of any.
 
+        Args:
+            stem: the image's.
+            naming: names and size for this image, in place of those that the file was opened with.
+
         Raises:
-            MaskError: if the file has no such image, or a segmentation is malformed or of another size.
-            ClassNameError: for a category whose name the table does not have.
+            MaskError: if the file has no such image, a segmentation is malformed or of another size, or the image
+                does not have a class asked for.
+            ClassNameError: for a category whose name the table does not have, or such a name.
         """
+        asked = self._naming if naming is None else replace(naming, table=self._naming.table)
         image = self._image(stem)
         what = f"{self._path}, image {stem}"
         size = image["height"], image["width"]
-        check_count(1, size, what)
+        check_count(1, size, what, asked.size)
         annotations = self.content.annotations[image["id"]]
         present = {annotation["category_id"] for annotation in annotations}
         categories = tuple(one for one in self.content.categories if one in present)
         names = tuple(self.content.categories[one] for one in categories)
+        table = self._naming.table
+        of_table = names if table is None else tuple(table.named(name, what).name for name in names)
+        places = selected(of_table, asked, what)
+        categories, names = tuple(categories[place] for place in places), tuple(names[place] for place in places)
         masks = (
             (
                 categories.index(one["category_id"]),
@@ -125,12 +142,14 @@ class InstanceCollection:
                 decode(one.get("segmentation"), size, f"{what}, annotation {one.get('id')}"),
             )
             for one in annotations
+            if one["category_id"] in categories
         )
+        others = tuple(one for one in annotations if one["category_id"] not in categories)
         return CoarseMasks(
             self._ids(categories, names, what),
             names,
-            combined(masks, len(categories), size, what),
-            origin={NAME: InstanceLayout(image, categories)},
+            combined(masks, len(categories), size, what, asked.size),
+            origin={NAME: InstanceLayout(image, categories, others)},
         )
 
     def _ids(self, categories: tuple[int, ...], names: tuple[str, ...], what: str) -> tuple[int, ...]:
@@ -171,6 +190,7 @@ def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], sou
             pixels = kept(probability, 1.0)
             if pixels.any():
                 annotations.append(_annotation(len(annotations) + 1, layout.image["id"], category, pixels))
+        annotations += [{**one, "id": number} for number, one in enumerate(layout.others, len(annotations) + 1)]
     content = {**source.content.rest, "images": images, "annotations": annotations}
     with atomic_file(path) as file:
         file.write(json.dumps(content).encode())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from g4seg_trt.atomic import atomic_file
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import ClassNameError, MaskError
-from g4seg_trt.masks.coarse import CoarseMasks, Naming
+from g4seg_trt.masks.coarse import CoarseMasks, Naming, selected
 from g4seg_trt.masks.coco import combined, digest, is_id, kept, load_json, number_of, peek
 from g4seg_trt.masks.coco_rle import decode, encode, size_of
 
@@ -20,11 +20,19 @@ NAME = "coco-results"
 
 @dataclass(frozen=True)
 class ResultLayout:
-    """What `write_collection` gives back: the image's id, and category id and score of each map."""
+    """What `write_collection` gives back.
+
+    Attributes:
+        image_id: the image's.
+        categories: the category id of each map.
+        scores: the score of each map.
+        others: results of categories that were not asked for, as they came.
+    """
 
     image_id: int
     categories: tuple[int, ...]
     scores: tuple[float, ...]
+    others: tuple[dict[str, Any], ...]
 
 
 class ResultCollection:
@@ -36,8 +44,9 @@ class ResultCollection:
 
     remark: str | None = None
 
-    def __init__(self, path: Path, table: ClassTable, entries: dict[str, list[dict[str, Any]]]) -> None:
+    def __init__(self, path: Path, naming: Naming, table: ClassTable, entries: dict[str, list[dict[str, Any]]]) -> None:
         self._path = path
+        self._naming = naming
         self._table = table
         self._entries = entries
 
@@ -47,7 +56,8 @@ class ResultCollection:
 
         Args:
             path: a list of {"image_id", "category_id", "segmentation", "score"}.
-            naming: its table says which class a category is.
+            naming: its table says which class a category is; its names, if any, are the classes to read where `read`
+                is not told others.
 
         Raises:
             MaskError: if the file is missing, no JSON, or not such a list.
@@ -67,7 +77,7 @@ class ResultCollection:
             if "segmentation" not in entry:
                 raise MaskError(f"{path}, result {place}: has no segmentation (boxes alone are no masks)")
             entries.setdefault(str(entry["image_id"]), []).append(entry)
-        return cls(path, naming.table, entries)
+        return cls(path, naming, naming.table, entries)
 
     @staticmethod
     def key_of(stem: str) -> str:
@@ -82,14 +92,19 @@ class ResultCollection:
         """sha256 of what the file says about an image; raises MaskError if that is nothing."""
         return digest(self._of(stem))
 
-    def read(self, stem: str) -> CoarseMasks:
+    def read(self, stem: str, naming: Naming | None = None) -> CoarseMasks:
         """The masks of one image: for each class the largest score of its instances at every pixel.
 
+        Args:
+            stem: the image's.
+            naming: names and size for this image, in place of those that the file was opened with.
+
         Raises:
-            MaskError: if the file has nothing about the image, a mask is malformed, the sizes differ, or a score is
-                none from 0 to 1.
-            ClassNameError: for a category that the table does not have.
+            MaskError: if the file has nothing about the image, a mask is malformed, the sizes differ, a score is none
+                from 0 to 1, or the image does not have a class asked for.
+            ClassNameError: for a category or name that the table does not have.
         """
+        asked = self._naming if naming is None else replace(naming, table=self._table)
         entries = self._of(stem)
         what = f"{self._path}, image {entries[0]['image_id']}"
         instances: list[tuple[int, float, Any]] = []
@@ -99,18 +114,27 @@ class ResultCollection:
             category = entry["category_id"]
             best[category] = max(score, best.get(category, 0.0))
             instances.append((category, score, entry["segmentation"]))
-        categories = tuple(sorted(best))
-        classes = [self._table.category(category, what) for category in categories]
+        found = sorted(best)
+        classes = [self._table.category(category, what) for category in found]
+        places = selected([one.name for one in classes], asked, what)
+        classes = [classes[place] for place in places]
+        categories = tuple(found[place] for place in places)
         first = entries[0]["segmentation"]
         if not isinstance(first, dict):
             raise MaskError(f"{what}: a result's segmentation has to be a run-length code with size and counts")
         size = size_of(first, what)
-        masks = ((categories.index(category), score, decode(one, size, what)) for category, score, one in instances)
+        masks = (
+            (categories.index(category), score, decode(one, size, what))
+            for category, score, one in instances
+            if category in categories
+        )
+        others = tuple(entry for entry in entries if entry["category_id"] not in categories)
+        scores = tuple(best[one] for one in categories)
         return CoarseMasks(
             tuple(one.id for one in classes),
             tuple(one.name for one in classes),
-            combined(masks, len(categories), size, what),
-            origin={NAME: ResultLayout(entries[0]["image_id"], categories, tuple(best[one] for one in categories))},
+            combined(masks, len(categories), size, what, asked.size),
+            origin={NAME: ResultLayout(entries[0]["image_id"], categories, scores, others)},
         )
 
     def _of(self, stem: str) -> list[dict[str, Any]]:
@@ -152,6 +176,9 @@ def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], sou
                     "score": score,
                 }
                 file.write(before + json.dumps(result).encode())
+                before = b",\n"
+            for other in layout.others:
+                file.write(before + json.dumps(other).encode())
                 before = b",\n"
         file.write(b"]" if before != b"[" else b"[]")
 

@@ -89,7 +89,9 @@ def _runs_of_text(text: str, what: str) -> Ints:
     A run is written as characters of five bits each, lowest first, the sixth bit where more follow; from the fourth
     run on as the difference to the last but one.
     """
-    codes = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - 48
+    if not text.isascii():
+        raise MaskError(f"{what}: counts {ascii(text)[:37]} are no run-length code")
+    codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
     if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         raise MaskError(f"{what}: counts {_short(text)} are no run-length code, or cut off")
     ends = np.flatnonzero(codes & 32 == 0)

@@ -41,8 +41,14 @@ class Collection(Protocol):
     def digest(self, stem: str) -> str:
         """sha256 of what the file says about an image."""
 
-    def read(self, stem: str) -> CoarseMasks:
-        """The masks of one image; raises MaskError, ClassNameError."""
+    def read(self, stem: str, naming: Naming | None = None) -> CoarseMasks:
+        """The masks of one image; raises MaskError, ClassNameError.
+
+        Args:
+            stem: one of `stems`.
+            naming: names, size and rules for this image, in place of those that the file was opened with; the table
+                stays.
+        """
 
 
 @dataclass(frozen=True)

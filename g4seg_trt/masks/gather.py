@@ -48,13 +48,11 @@ def choose(found: Iterable[str], naming: Naming, path: Path) -> Chosen:
         path: the file or folder.
 
     Raises:
-        MaskError: if a wanted class has no map, two maps are of one class, or there is no class.
+        MaskError: if a wanted class has no map, or two maps are of one class.
         ClassNameError: for a name that the table does not have.
     """
     found = list(found)
     names = naming.names if naming.names is not None else [name for name in found if name != BACKGROUND]
-    if not names:
-        raise MaskError(f"{path}: holds no class beside the background")
     keys: dict[str, str] = {}
     for name in names:
         entry = None if naming.table is None else naming.table.named(name, str(path))
@@ -98,7 +96,7 @@ def named_maps(
     return CoarseMasks(
         ids_of_names(names, naming, str(path)),
         names,
-        np.stack([maps[key] for key in chosen.keys.values()]),
+        np.stack([maps[key] for key in chosen.keys.values()]) if names else np.zeros((0, height, width), np.float32),
         background=None if chosen.background is None else maps[chosen.background],
         rule=None if chosen.background is None else CHANNEL,
         origin=origin,

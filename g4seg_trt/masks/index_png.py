@@ -11,16 +11,14 @@ from PIL import Image
 from g4seg_trt.arrays import Array, Bools, Labels
 from g4seg_trt.errors import InputError, MaskError
 from g4seg_trt.masks.array import check_count
-from g4seg_trt.masks.coarse import CoarseMasks, Naming, named_by_ids
+from g4seg_trt.masks.coarse import CoarseMasks, Naming, named_by_ids, selected
 from g4seg_trt.masks.colours import COLOURS, ids_of_colours
-from g4seg_trt.masks.png import IGNORE, index_values, save_png
+from g4seg_trt.masks.png import FORMAT, IGNORE, IGNORE_16_BIT, index_values, save_png
 from g4seg_trt.masks.png_kind import png_kind
 from g4seg_trt.picture import open_picture
 from g4seg_trt.update import label_map
 
 NAME = "index-png"
-IGNORE_16_BIT = 65535
-"""The index of pixels without a label in a 16-bit picture, whose 255 may be a class."""
 
 
 @dataclass(frozen=True)
@@ -30,55 +28,62 @@ class IndexLayout:
     Attributes:
         mode: Pillow's name of the picture's mode.
         palette: RGB values of a palette picture, else None.
-        values: unsigned [H,W] as read; the ignored ones are kept.
+        values: unsigned [H,W] as read.
+        kept: bool [H,W], where `values` stay as they are: pixels ignored, and those of classes not asked for.
     """
 
     mode: str
     palette: bytes | None
     values: Labels
+    kept: Bools
 
 
 def read(path: Path, naming: Naming) -> CoarseMasks:
     """Read a palette or grey picture (its values are ids, never its colours) or one in PASCAL VOC's colours.
 
-    Every class that is there becomes a map of 0 and 1. 255 is ignored, in 16 bits 65535 and, unless the table has a
-    class of this id, 255; 0 too where the table says that it is no background.
+    Every class that is there and asked for becomes a map of 0 and 1. 255 is ignored, in 16 bits 65535 and, unless the
+    table has a class of this id, 255; 0 too where the table says that it is no background.
 
     Raises:
         MaskError: if the file is missing, damaged or too large, or has a colour that VOC does not have.
         ClassNameError: without names for the ids, or for an id that the table does not have.
     """
-    picture = open_picture(path, MaskError)
+    picture = open_picture(path, MaskError, FORMAT)
     values, palette = _values(path, picture)
     ignored = _ignored(values, naming)
     present = np.unique(values[~ignored])
     ids = tuple(int(value) for value in present if value != 0)
     names = named_by_ids(ids, naming, str(path)) if ids else ()
-    check_count(len(ids), (values.shape[0], values.shape[1]), str(path))
+    places = selected(names, naming, str(path))
+    others = [number for place, number in enumerate(ids) if place not in places]
+    ids, names = tuple(ids[place] for place in places), tuple(names[place] for place in places)
+    check_count(len(ids), (values.shape[0], values.shape[1]), str(path), naming.size)
     maps = np.zeros((len(ids), *values.shape), np.float32)
     for one, number in zip(maps, ids, strict=True):
         one[values == number] = 1.0
-    origin = {NAME: IndexLayout(picture.mode, palette, values)}
+    origin = {NAME: IndexLayout(picture.mode, palette, values, ignored | np.isin(values, others))}
     return CoarseMasks(ids, names, maps, ignored=ignored, origin=origin)
 
 
 def write(path: Path, masks: CoarseMasks) -> None:
     """Write the class with the largest probability of each pixel, 0 where that is below 0.5.
 
-    Mode and palette are those that came in (2 and 4 bits of grey become 8), and what was ignored stays as it was.
+    Mode and palette are those that came in (2 and 4 bits of grey become 8). What was ignored stays as it was, and so
+    do the pixels of classes that were not asked for. Masks of another format are ignored as 255, in 16 bits 65535.
 
     Raises:
         OutputError: if the file cannot be written.
     """
     layout = masks.origin.get(NAME)
     if layout is None:
-        layout = IndexLayout("P" if max(masks.ids, default=0) < IGNORE else "I;16", None, np.full(masks.size, IGNORE))
+        few = max(masks.ids, default=0) < IGNORE
+        ignored = np.zeros(masks.size, np.bool_) if masks.ignored is None else masks.ignored
+        none = np.full(masks.size, IGNORE if few else IGNORE_16_BIT, np.uint16)
+        layout = IndexLayout("P" if few else "I;16", None, none, ignored)
     labels = np.zeros(masks.size, np.uint16)
     if masks.ids:
         labels = np.array([0, *masks.ids], np.uint16)[label_map(masks.probabilities, "constant:0.5")]
-    if masks.ignored is not None:
-        labels = np.where(masks.ignored, layout.values, labels)
-    save_png(path, _picture(labels, layout))
+    save_png(path, _picture(np.where(layout.kept, layout.values, labels), layout))
 
 
 def recognise(path: Path) -> str | None:

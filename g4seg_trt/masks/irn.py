@@ -9,15 +9,17 @@ step/make_ins_seg_labels.py read `cam`, on which they call .cuda(), and `keys`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from g4seg_trt.arrays import Array
 from g4seg_trt.errors import MaskError
 from g4seg_trt.geometry import resize_probability
 from g4seg_trt.masks.coarse import CoarseMasks, Naming
-from g4seg_trt.masks.keyed import KEYS, KeyedLayout, Kind, read_keyed, write_keyed
+from g4seg_trt.masks.keyed import KEYS, KeyedLayout, Kind, in_file_order, read_keyed, write_keyed
 from g4seg_trt.masks.pickles import listed, load_npy_dict
 from g4seg_trt.masks.tensors import as_array
 from g4seg_trt.update import BackgroundRule
@@ -38,11 +40,13 @@ class IrnLayout:
         dict: its keys and maps.
         cam: how the reduced maps were stored, None without them.
         cam_size: their (height, width), None for a quarter of the maps'.
+        cam_others: class id -> its reduced map, of classes that were not asked for.
     """
 
     dict: KeyedLayout
     cam: Kind | None
     cam_size: tuple[int, int] | None
+    cam_others: Mapping[int, Array]
 
 
 _LAYOUT = IrnLayout(
@@ -54,6 +58,7 @@ _LAYOUT = IrnLayout(
     ),
     Kind(np.dtype(np.float32), tensor=True),
     None,
+    {},
 )
 """What masks of another format are written in."""
 
@@ -67,21 +72,22 @@ def read(path: Path, naming: Naming) -> CoarseMasks:
     Raises:
         MaskError: if the file cannot be read as such a dict, or its maps are no probabilities.
         ClassNameError: for a class id outside the table.
-        MissingExtraError: torch is not installed, which the dict's tensors need.
     """
     entries = load_npy_dict(path)
     if not {KEYS, _MAPS} <= set(entries):
         raise MaskError(f"{path}: a dict with the entries {listed(entries)}, expected {KEYS!r} and {_MAPS!r} ({NAME})")
     masks, layout = read_keyed(path, naming, {name: value for name, value in entries.items() if name != _CAM}, _MAPS)
     kind = size = None
+    others: dict[int, Array] = {}
     if _CAM in entries:
         cam = as_array(entries[_CAM], f"{path}, {_CAM!r}")
-        if cam.ndim != 3 or len(cam) != len(masks.ids) or 0 in cam.shape[1:]:
-            raise MaskError(f"{path}, {_CAM!r}: shape {list(cam.shape)}, expected [{len(masks.ids)}, height, width]")
+        if cam.ndim != 3 or len(cam) != len(layout.ids) or 0 in cam.shape[1:]:
+            raise MaskError(f"{path}, {_CAM!r}: shape {list(cam.shape)}, expected [{len(layout.ids)}, height, width]")
         kind, size = Kind.of(entries[_CAM], cam), (cam.shape[1], cam.shape[2])
+        others = {number: one for number, one in zip(layout.ids, cam, strict=True) if number in layout.others}
         # In the order of the file, the cam between the others.
         layout = replace(layout, entries={name: layout.entries.get(name) for name in entries})
-    return replace(masks, rule=RULE, origin={NAME: IrnLayout(layout, kind, size)})
+    return replace(masks, rule=RULE, origin={NAME: IrnLayout(layout, kind, size, others)})
 
 
 def write(path: Path, masks: CoarseMasks) -> None:
@@ -99,7 +105,7 @@ def write(path: Path, masks: CoarseMasks) -> None:
         cam = np.empty((len(masks.ids), *size), np.float32)
         for index, probability in enumerate(masks.probabilities):
             cam[index] = resize_probability(probability, size)
-        others[_CAM] = layout.cam.probabilities(cam)
+        others[_CAM] = layout.cam.probabilities(in_file_order(masks, cam, layout.dict, layout.cam_others))
     write_keyed(path, masks, layout.dict, others)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from g4seg_trt.arrays import Array, Floats
 from g4seg_trt.atomic import atomic_file
 from g4seg_trt.errors import MaskError
 from g4seg_trt.masks.array import as_probability, as_stored, check_count
-from g4seg_trt.masks.coarse import CoarseMasks, Naming, named_by_ids
+from g4seg_trt.masks.coarse import CoarseMasks, Naming, named_by_ids, selected
 from g4seg_trt.masks.pickle_writer import write_npy_dict
 from g4seg_trt.masks.tensors import Tensor, as_array, open_tensors
 
@@ -56,21 +56,26 @@ class KeyedLayout:
         keys: how the class indices were stored.
         values: how the maps were stored.
         entries: the dict in its order, its keys and maps left out (None).
+        ids: the class ids of all its maps, in its order; empty where there was no file.
+        others: class id -> map as stored, of classes that were not asked for.
     """
 
     maps: str
     keys: Kind
     values: Kind
     entries: Mapping[Any, Any]
+    ids: tuple[int, ...] = ()
+    others: Mapping[int, Array] = field(default_factory=dict)
 
 
-def stack_maps(maps: Array, names: tuple[str, ...], what: str) -> Floats:
+def stack_maps(maps: Array, names: tuple[str, ...], what: str, image: tuple[int, int] | None = None) -> Floats:
     """Maps of several classes.
 
     Args:
         maps: [K,H,W].
         names: K class names, for the message.
         what: the file and the place in it, for the message.
+        image: the image's (height, width), if it is known.
 
     Returns:
         float32 [K,H,W] in [0,1].
@@ -80,7 +85,7 @@ def stack_maps(maps: Array, names: tuple[str, ...], what: str) -> Floats:
     """
     if maps.ndim != 3 or len(maps) != len(names) or 0 in maps.shape[1:]:
         raise MaskError(f"{what}: an array of shape {list(maps.shape)}, expected [{len(names)}, height, width]")
-    check_count(len(maps), (maps.shape[1], maps.shape[2]), what)
+    check_count(len(maps), (maps.shape[1], maps.shape[2]), what, image)
     checked = np.empty(maps.shape, np.float32)
     for index, name in enumerate(names):
         checked[index] = as_probability(maps[index], f"{what}, class {name!r}")
@@ -100,9 +105,8 @@ def read_keyed(path: Path, naming: Naming, entries: Mapping[Any, Any], maps: str
         The masks, without rule and origin, and how the dict was laid out.
 
     Raises:
-        MaskError: if the keys or maps are not what they have to be.
+        MaskError: if the keys or maps are not what they have to be, or a class asked for is not among them.
         ClassNameError: for a class id outside the table.
-        MissingExtraError: the file holds torch tensors and torch is not installed.
     """
     keys = as_array(entries[KEYS], f"{path}, {KEYS!r}")
     ids = tuple(index + 1 for index in _class_indices(keys, f"{path}, {KEYS!r}"))
@@ -110,15 +114,42 @@ def read_keyed(path: Path, naming: Naming, entries: Mapping[Any, Any], maps: str
     if stored.ndim == 3 and len(stored) != len(ids):
         raise MaskError(f"{path}: {len(ids)} classes in {KEYS!r} and {len(stored)} maps in {maps!r}")
     names = named_by_ids(ids, naming, str(path))
-    probabilities = stack_maps(stored, names, f"{path}, {maps!r}")
-    others = {name: None if name in (KEYS, maps) else value for name, value in entries.items()}
-    open_tensors(others, str(path))
-    layout = KeyedLayout(maps, Kind.of(entries[KEYS], keys), Kind.of(entries[maps], stored), others)
-    return CoarseMasks(ids, names, probabilities), layout
+    places = selected(names, naming, str(path))
+    asked = stored[list(places)] if places != tuple(range(len(ids))) and stored.ndim == 3 else stored
+    chosen = tuple(names[place] for place in places)
+    probabilities = stack_maps(asked, chosen, f"{path}, {maps!r}", naming.size)
+    rest = {name: None if name in (KEYS, maps) else value for name, value in entries.items()}
+    open_tensors(rest, str(path))
+    others = {ids[place]: stored[place] for place in range(len(ids)) if place not in places}
+    layout = KeyedLayout(maps, Kind.of(entries[KEYS], keys), Kind.of(entries[maps], stored), rest, ids, others)
+    return CoarseMasks(tuple(ids[place] for place in places), chosen, probabilities), layout
+
+
+def written_ids(masks: CoarseMasks, layout: KeyedLayout) -> tuple[int, ...]:
+    """The class ids that a dict is written with, in the file's order: those refined and those not asked for."""
+    known = {*masks.ids, *layout.others}
+    kept = [number for number in layout.ids if number in known]
+    return (*kept, *(number for number in masks.ids if number not in kept))
+
+
+def in_file_order(masks: CoarseMasks, maps: Floats, layout: KeyedLayout, others: Mapping[int, Array]) -> Floats:
+    """The maps of `written_ids`.
+
+    Args:
+        masks: what was refined.
+        maps: float32 [K,..] in their order.
+        layout: how the file was laid out.
+        others: class id -> map of the same shape, of the classes that were not asked for.
+    """
+    ids = written_ids(masks, layout)
+    if ids == masks.ids:
+        return maps
+    by_id = {**others, **dict(zip(masks.ids, maps, strict=True))}
+    return np.stack([by_id[number] for number in ids]).astype(np.float32)
 
 
 def write_keyed(path: Path, masks: CoarseMasks, layout: KeyedLayout, others: Mapping[str, object]) -> None:
-    """Write masks as a dict, atomically.
+    """Write masks as a dict, atomically; classes that were not asked for stay as they were.
 
     Args:
         path: where to.
@@ -129,10 +160,11 @@ def write_keyed(path: Path, masks: CoarseMasks, layout: KeyedLayout, others: Map
     Raises:
         OutputError: if the file cannot be written.
     """
+    maps = in_file_order(masks, masks.probabilities, layout, layout.others)
     entries = {
         **layout.entries,
-        KEYS: layout.keys.numbers([number - 1 for number in masks.ids]),
-        layout.maps: layout.values.probabilities(masks.probabilities),
+        KEYS: layout.keys.numbers([number - 1 for number in written_ids(masks, layout)]),
+        layout.maps: layout.values.probabilities(maps),
         **others,
     }
     with atomic_file(path) as file:

@@ -12,7 +12,7 @@ The list stays as it is in the file: tensors are opened one image at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -23,12 +23,12 @@ from g4seg_trt.atomic import atomic_file
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import ClassNameError, MaskError
 from g4seg_trt.masks.array import as_probability, check_count
-from g4seg_trt.masks.coarse import CoarseMasks, Naming
+from g4seg_trt.masks.coarse import CoarseMasks, Naming, named_by_ids, selected
 from g4seg_trt.masks.keyed import Kind
 from g4seg_trt.masks.pickle_writer import digest, write_pickled_list
 from g4seg_trt.masks.pickles import listed, load_pickle, peek_pickled_list
 from g4seg_trt.masks.tensors import as_array, open_tensors
-from g4seg_trt.update import BackgroundRule, label_map
+from g4seg_trt.update import BackgroundRule, label_map, winners
 
 NAME = "mmseg"
 RULE = BackgroundRule("channel", 0.0)
@@ -65,7 +65,7 @@ class PredictionCollection:
 
     def __init__(self, path: Path, naming: Naming, table: ClassTable, entries: Mapping[str, dict[Any, Any]]) -> None:
         self._path = path
-        self._names = naming.names
+        self._naming = naming
         self._table = table
         self._entries = entries
         self._softmax = self._has_logits()
@@ -78,12 +78,11 @@ class PredictionCollection:
         Args:
             path: a pickled list of dicts with img_path and seg_logits or pred_sem_seg.
             naming: its table says which class a channel is, and whether 0 is background; its names, if any, are the
-                classes to read.
+                classes to read where `read` is not told others.
 
         Raises:
             MaskError: if the file cannot be read as such a list, or two images have one stem.
             ClassNameError: without a table.
-            MissingExtraError: it holds torch tensors and torch is not installed.
         """
         if naming.table is None:
             raise ClassNameError(f"{path} has channels without names: say whose with --dataset or --class-table")
@@ -116,54 +115,63 @@ class PredictionCollection:
         """sha256 of what the file says about an image; raises MaskError if that is nothing."""
         return digest(self._of(stem))
 
-    def read(self, stem: str) -> CoarseMasks:
+    def read(self, stem: str, naming: Naming | None = None) -> CoarseMasks:
         """The masks of one image.
 
-        Without names, the classes that have a pixel: those that no pixel is given to are left as they are. From
-        pred_sem_seg alone come masks of 0 and 1, without a rule.
+        Without names, the classes that one of the rules gives a pixel, without rules those that any rule could: the
+        likeliest beside the background somewhere. The others are left as they are. From pred_sem_seg alone come
+        masks of 0 and 1, without a rule.
+
+        Args:
+            stem: the image's.
+            naming: names, size and rules for this image, in place of those that the file was opened with.
 
         Returns:
             The masks; with a channel for the background it is `background` and the rule is channel.
 
         Raises:
-            MaskError: if the file has nothing about the image, or shape or values are not what they have to be.
+            MaskError: if the file has nothing about the image, shape or values are not what they have to be, or
+                pred_sem_seg does not have a class asked for.
             ClassNameError: for a label or name that the table does not have.
         """
         entry = self._of(stem)
-        return self._of_logits(stem) if _LOGITS in entry else self._of_labels(stem, entry)
+        asked = self._naming if naming is None else replace(naming, table=self._table)
+        return self._of_logits(stem, asked) if _LOGITS in entry else self._of_labels(stem, entry, asked)
 
     def updated(self, masks: CoarseMasks) -> dict[Any, Any]:
         """The dict of the image that `masks` were read from, with refined channels and their labels.
 
-        seg_logits that were no probabilities get the logarithms of the refined ones. With a rule other than channel
-        (and a channel for the background) the labels are those of the refined classes under this rule, else the
-        argmax over all channels.
+        seg_logits that were no probabilities get the logarithms of the refined ones. A label changes where the argmax
+        over the channels does: what gave the file its labels may have done more, as SCLIP's threshold of probability
+        does. If the masks have been given a rule other than channel (and there is a channel for the background), the
+        labels of all pixels are those of this rule.
         """
         layout: PredictionLayout = masks.origin[NAME]
         entry = self._of(layout.stem)
         what = f"{self._path}, image {layout.stem}"
         open_tensors(entry, what)
         changed = dict(entry)
-        labels = None
-        if masks.probabilities.size and layout.first == 0 and masks.rule != RULE:
-            labels = _labels_of(masks)
+        given = as_array(entry[_LABELS][_DATA], what) if _LABELS in entry else None
+        labels: Array | None = None
         if _LOGITS in entry:
             logits = as_array(entry[_LOGITS][_DATA], what)
             values = self._probabilities(logits, what)
+            before = values.argmax(axis=0)
             for number, probability in zip(masks.ids, masks.probabilities, strict=True):
                 values[number - layout.first] = probability
-            labels = values.argmax(axis=0) if labels is None else labels
             stored = np.log(np.maximum(values, _LEAST)) if self._softmax else values
             kind = Kind.of(entry[_LOGITS][_DATA], logits)
             changed[_LOGITS] = {**entry[_LOGITS], _DATA: kind.probabilities(stored)}
-        if _LABELS in entry:
-            given = as_array(entry[_LABELS][_DATA], what)
-            if labels is None and masks.probabilities.size:
-                places = np.array(masks.ids)[masks.probabilities.argmax(axis=0)] - layout.first
-                labels = np.where(masks.probabilities.max(axis=0) > 0, places, given.reshape(places.shape))
-            if labels is not None:
-                numbers = Kind.of(entry[_LABELS][_DATA], given).numbers(labels.reshape(given.shape))
-                changed[_LABELS] = {**entry[_LABELS], _DATA: numbers}
+            if layout.first == 0 and masks.rule is not None and masks.rule != RULE:
+                labels = label_map(values[1:], masks.rule, values[0])
+            elif given is not None:
+                after = values.argmax(axis=0)
+                labels = np.where(after != before, after, given.reshape(after.shape))
+        elif given is not None and len(masks.probabilities):
+            labels = _relabelled(given.reshape(masks.size), masks, layout.first)
+        if given is not None and labels is not None:
+            numbers = Kind.of(entry[_LABELS][_DATA], given).numbers(labels.reshape(given.shape))
+            changed[_LABELS] = {**entry[_LABELS], _DATA: numbers}
         return changed
 
     def _has_logits(self) -> bool:
@@ -180,9 +188,9 @@ class PredictionCollection:
             raise MaskError(f"{self._path}: has nothing about the image {stem!r}")
         return entry
 
-    def _of_logits(self, stem: str) -> CoarseMasks:
+    def _of_logits(self, stem: str, naming: Naming) -> CoarseMasks:
         what = f"{self._path}, image {stem}"
-        values = self._probabilities(as_array(self._of(stem)[_LOGITS][_DATA], what), what)
+        values = self._probabilities(as_array(self._of(stem)[_LOGITS][_DATA], what), what, naming.size)
         classes = len(self._table.classes)
         if len(values) not in (classes, classes + self._table.background):
             allowed = f"{classes + 1} or {classes}" if self._table.background else str(classes)
@@ -191,9 +199,10 @@ class PredictionCollection:
         first = 0 if len(values) > classes else 1
         if [entry.id for entry in self._table.classes] != list(range(1, classes + 1)):
             raise MaskError(f"{what}: channels need the class ids 1 to {classes}, {self._table.dataset} has others")
-        present = {int(place) + first for place in np.unique(values.argmax(axis=0))}
-        chosen = self._chosen(present, what)
-        names = tuple(self._table.entry(number, what).name for number in chosen)
+        chosen = tuple(range(1, classes + 1)) if naming.names is not None else _present(values, first, naming)
+        names = named_by_ids(chosen, naming, what)
+        places = selected(names, naming, what)
+        chosen, names = tuple(chosen[place] for place in places), tuple(names[place] for place in places)
         maps = np.empty((len(chosen), *values.shape[1:]), np.float32)
         for index, (number, name) in enumerate(zip(chosen, names, strict=True)):
             maps[index] = as_probability(values[number - first], f"{what}, class {name!r}")
@@ -207,33 +216,33 @@ class PredictionCollection:
             origin={NAME: PredictionLayout(stem, first)},
         )
 
-    def _of_labels(self, stem: str, entry: Mapping[Any, Any]) -> CoarseMasks:
+    def _of_labels(self, stem: str, entry: Mapping[Any, Any], naming: Naming) -> CoarseMasks:
         what = f"{self._path}, image {stem}"
         labels = as_array(entry[_LABELS][_DATA], what)
         labels = labels[0] if labels.ndim == 3 and len(labels) == 1 else labels
         if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "iu":
             raise MaskError(f"{what}: labels {labels.dtype} {list(labels.shape)}, expected integers [1, height, width]")
         first = 0 if self._table.background and not entry.get("reduce_zero_label") else 1
-        chosen = self._chosen({int(label) + first for label in np.unique(labels)}, what)
-        check_count(len(chosen), (labels.shape[0], labels.shape[1]), what)
+        present = tuple(number for label in np.unique(labels) if (number := int(label) + first) != 0)
+        names = named_by_ids(present, naming, what)
+        places = selected(names, naming, what)
+        chosen = tuple(present[place] for place in places)
+        check_count(len(chosen), (labels.shape[0], labels.shape[1]), what, naming.size)
+        maps = np.zeros((len(chosen), *labels.shape), np.float32)
+        for one, number in zip(maps, chosen, strict=True):
+            one[labels == number - first] = 1.0
         return CoarseMasks(
             chosen,
-            tuple(self._table.entry(number, what).name for number in chosen),
-            np.array([labels == number - first for number in chosen], np.float32).reshape(-1, *labels.shape),
+            tuple(names[place] for place in places),
+            maps,
             origin={NAME: PredictionLayout(stem, first)},
         )
 
-    def _chosen(self, present: set[int], what: str) -> tuple[int, ...]:
-        """Ids of the classes to read: those named, or else those present."""
-        if self._names is not None:
-            return tuple(self._table.named(name, what).id for name in self._names)
-        return tuple(sorted(present - {0}))
-
-    def _probabilities(self, values: Array, what: str) -> Floats:
+    def _probabilities(self, values: Array, what: str, image: tuple[int, int] | None = None) -> Floats:
         """seg_logits as probabilities, a copy float32 [C,H,W]."""
         if values.ndim != 3 or 0 in values.shape or values.dtype.kind != "f":
             raise MaskError(f"{what}: {_LOGITS} {values.dtype} {list(values.shape)}, expected [classes, height, width]")
-        check_count(len(values), (values.shape[1], values.shape[2]), what)
+        check_count(len(values), (values.shape[1], values.shape[2]), what, image)
         maps: Floats = values.astype(np.float32)
         if not np.isfinite(maps).all():
             raise MaskError(f"{what}: {_LOGITS} has values that are NaN or infinite")
@@ -272,7 +281,26 @@ def recognise(path: Path) -> str | None:
     return f"a pickled list of dicts with {', '.join(found)}" if _PATH in found and len(found) > 1 else None
 
 
-def _labels_of(masks: CoarseMasks) -> Ints:
-    """Class id of every pixel under the masks' own rule, 0 for background."""
-    labels = label_map(masks.probabilities, masks.rule or BackgroundRule(), masks.background)
-    return np.array((0, *masks.ids), np.int64)[labels]
+def _present(values: Floats, first: int, naming: Naming) -> tuple[int, ...]:
+    """Ids of the classes that a rule gives a pixel, from probabilities of all channels; see `read`."""
+    classes = values[1 - first :]
+    if naming.rules is None or first == 1:
+        labels, best = winners(classes)
+        return tuple(np.unique(labels[best > 0]).tolist())
+    found = [label_map(classes, rule or RULE, values[0]) for rule in naming.rules]
+    return tuple(sorted({number for labels in found for number in np.unique(labels).tolist()} - {0}))
+
+
+def _relabelled(given: Array, masks: CoarseMasks, first: int) -> Ints:
+    """Labels where there is nothing but labels: those of the refined masks where they say something else."""
+    before = np.where(np.isin(given + first, masks.ids), given + first, 0)
+    if first == 0:
+        rule = BackgroundRule() if masks.rule is None or masks.rule == RULE else masks.rule
+        places = label_map(masks.probabilities, rule)
+    else:
+        places, best = winners(masks.probabilities)
+        places[best <= 0] = 0
+    after = np.array((0, *masks.ids), np.int64)[places]
+    # Without a label for background a class that goes leaves the pixel as it was.
+    changed = (after != before) & ((after > 0) | (first == 0))
+    return np.where(changed, after - first, given)

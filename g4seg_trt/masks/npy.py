@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from g4seg_trt.errors import InputError
-from g4seg_trt.masks.array import as_probability, as_stored, open_npy, write_npy
+from g4seg_trt.masks.array import as_probability, as_stored, check_count, open_npy, write_npy
 from g4seg_trt.masks.coarse import CoarseMasks, Naming
 from g4seg_trt.masks.gather import one_class
 
@@ -22,6 +22,8 @@ def read(path: Path, naming: Naming) -> CoarseMasks:
         ClassNameError: without exactly one name.
     """
     array = open_npy(path)
+    if array.ndim == 2:
+        check_count(1, (array.shape[0], array.shape[1]), str(path), naming.size)
     return one_class(as_probability(array, str(path)), naming, str(path), {NAME: array.dtype})
 
 

@@ -21,7 +21,7 @@ def read(path: Path, naming: Naming) -> CoarseMasks:
     """
     headers = npz_headers(path)
     chosen = choose(headers, naming, path)
-    maps = read_npz(path, chosen.wanted())
+    maps = read_npz(path, chosen.wanted(), naming.size)
     return named_maps(maps, chosen, naming, path, {NAME: (chosen, {key: headers[key][1] for key in maps})})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -125,14 +126,24 @@ class Workshop:
 
 
 def check_keys(values: Iterable[object]) -> None:
-    """Check that values may be keys of a dict: numbers, strings, or tuples of these; raises ValueError.
+    """Check that values may be keys of a dict: numbers, strings, or short tuples of these; raises ValueError.
 
-    Hashing anything deeper could end the interpreter: tuples hash one another without a limit.
+    Hashing anything deeper could end the interpreter: tuples hash one another without a limit. And of many keys with
+    one hash each is compared with all others: whole numbers have their own up to Python's modulus, and of tuples of a
+    few small numbers hardly two share one (the hashes of strings nobody can foresee).
     """
     for value in values:
-        parts = value if type(value) is tuple else (value,)
-        if not all(isinstance(part, _SCALARS) for part in parts):
+        if type(value) is tuple:
+            fits = len(value) <= 4 and all(
+                part is None or isinstance(part, (str, bytes)) or (isinstance(part, int) and abs(part) < 1 << 16)
+                for part in value
+            )
+        else:
+            fits = isinstance(value, _SCALARS)
+        if not fits:
             raise ValueError(f"a {type(value).__name__} as a key")
+        if isinstance(value, (int, np.integer)) and abs(int(value)) >= sys.hash_info.modulus:
+            raise ValueError("a whole number as a key that no class index or image has")
 
 
 def _count(shape: tuple[Any, ...]) -> int:

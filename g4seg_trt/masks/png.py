@@ -17,6 +17,12 @@ from g4seg_trt.picture import open_picture
 IGNORE = 255
 """The index of pixels without a label in an index picture (PASCAL VOC)."""
 
+IGNORE_16_BIT = 65535
+"""The same in a picture of 16 bits, whose 255 may be a class."""
+
+FORMAT = ("PNG",)
+"""What Pillow may open a mask as: by its content alone, a file of any name could be of any format it knows."""
+
 
 @dataclass(frozen=True)
 class GreyLayout:
@@ -48,7 +54,7 @@ def read_png(path: Path) -> Floats:
 
 def read_grey(path: Path) -> tuple[Floats, GreyLayout]:
     """As `read_png`, with the layout that `write_grey` gives back."""
-    picture = open_picture(path, MaskError)
+    picture = open_picture(path, MaskError, FORMAT)
     pixels = grey_values(path, picture)
     top = 255 if pixels.dtype == np.uint8 else 65535
     # As probabilities these would be 0 and 0.004: certainly a label map, and a mask lost without a word.
@@ -67,7 +73,7 @@ def read_index_png(path: Path) -> Labels:
     Raises:
         MaskError: if the file is missing, damaged or too large, or is coloured.
     """
-    picture = open_picture(path, MaskError)
+    picture = open_picture(path, MaskError, FORMAT)
     if picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
         raise MaskError(f"{path}: a picture of mode {picture.mode}, an index picture is a palette or grey one")
     return index_values(path, picture)
@@ -139,7 +145,7 @@ def write_label_png(path: Path, label: Labels, classes: int) -> None:
         path: where to.
         label: unsigned [H,W], 0 background, 1 to `classes` in their order.
         classes: how many there are. Up to 255 make a palette picture (its colours are only for looking at),
-            more a 16-bit grey one.
+            more a 16-bit grey one, whose pixels without a label are IGNORE_16_BIT.
 
     Raises:
         OutputError: if the file cannot be written.

@@ -26,7 +26,7 @@ from g4seg_trt.errors import MaskError
 from g4seg_trt.masks.coarse import Naming
 from g4seg_trt.masks.colours import ids_of_colours
 from g4seg_trt.masks.gather import some
-from g4seg_trt.masks.png import grey_values, index_values
+from g4seg_trt.masks.png import FORMAT, grey_values, index_values
 from g4seg_trt.picture import open_picture
 
 ONE_CLASS = "png"
@@ -62,7 +62,7 @@ def png_kind(path: Path, naming: Naming) -> PngKind:
     Raises:
         MaskError: if the file cannot be opened, is neither, or may be either.
     """
-    picture = open_picture(path, MaskError)
+    picture = open_picture(path, MaskError, FORMAT)
     if picture.mode == "P" and _has_coloured_palette(picture):
         return PngKind(CLASS_IDS, "a palette of colours", certain=True)
     if picture.mode in ("RGB", "RGBA"):

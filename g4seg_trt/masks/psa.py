@@ -92,12 +92,20 @@ def write(path: Path, masks: CoarseMasks) -> None:
 def write_crf(path: Path, masks: CoarseMasks) -> None:
     """Write a dict of probabilities with background under 0, atomically, keys and dtypes as they came.
 
+    They sum to 1 again where a refinement changed that, which is what tells this layout; the likeliest stays so.
+
     Raises:
         OutputError: if the masks come without the background's probability, or the file cannot be written.
     """
     if masks.background is None:
         raise OutputError(f"cannot write {path}: {CRF_NAME} needs the background's probability, these masks have none")
-    maps = {0: masks.background, **dict(zip(masks.ids, masks.probabilities, strict=True))}
+    whole = np.concatenate((masks.background[None], masks.probabilities))
+    total = whole.sum(axis=0)
+    empty = total == 0
+    whole[0, empty] = total[empty] = 1.0
+    off = np.abs(total - 1.0) > _SUM_TOLERANCE / 5
+    whole[:, off] /= total[off]
+    maps = dict(zip((0, *masks.ids), whole, strict=True))
     _write(path, maps, masks.origin.get(CRF_NAME))
 
 

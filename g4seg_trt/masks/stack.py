@@ -65,12 +65,14 @@ def read(path: Path, naming: Naming) -> CoarseMasks:
     moved = np.moveaxis(array, channels.axis, 0)
     names = _in_table(naming, path) or channels.names
     places = tuple(channels.names.index(name) + channels.background for name in names)
-    check_count(len(moved), (moved.shape[1], moved.shape[2]), str(path))
-    maps = [as_probability(moved[place], f"{path}, class {name!r}") for name, place in zip(names, places, strict=True)]
+    check_count(len(moved), (moved.shape[1], moved.shape[2]), str(path), naming.size)
+    maps = np.empty((len(names), *moved.shape[1:]), np.float32)
+    for one, name, place in zip(maps, names, places, strict=True):
+        one[:] = as_probability(moved[place], f"{path}, class {name!r}")
     return CoarseMasks(
         ids_of_names(names, naming, str(path)),
         names,
-        np.stack(maps),
+        maps,
         background=as_probability(moved[0], f"{path}, background") if channels.background else None,
         rule=CHANNEL if channels.background else None,
         origin={NAME: StackLayout(np.array(moved), channels.axis, places)},

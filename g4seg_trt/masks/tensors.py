@@ -1,24 +1,26 @@
 """Torch tensors inside pickles: kept as the bytes that the file holds, and looked into only when asked for.
 
 A pickle made without torch.save holds a tensor as `torch._utils._rebuild_tensor_v2` of
-`torch.storage._load_from_bytes`, whose bytes are a second pickle in torch's first file format. Here those
-bytes go to torch.load(weights_only=True) and nowhere else.
+`torch.storage._load_from_bytes`, whose bytes are in torch's first file format: five pickles (a magic number, a
+version, the system, a persistent id that says what the storage is, and the list of its key), the count of elements
+and the elements. These are walked here, opcode by opcode, and torch is never asked.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import pickle
+import pickletools
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from g4seg_trt.arrays import Array
-from g4seg_trt.atomic import reason
-from g4seg_trt.errors import MaskError, MissingExtraError
+from g4seg_trt.errors import MaskError
 
 STORAGES = {
     "float64": "DoubleStorage",
@@ -33,27 +35,25 @@ STORAGES = {
 }
 """numpy's name of a dtype -> torch's class of storages."""
 
+_DTYPES = {f"torch {kind}": np.dtype(name).newbyteorder("<") for name, kind in STORAGES.items()}
+_BRAIN = "torch BFloat16Storage"
+"""The upper half of float32, which numpy does not have."""
+
 # torch's first file format: a magic number and a version, each a pickle of its own.
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 VERSION = b"\x80\x02M\xe9\x03."
-# 2.5 and older let a tar archive past weights_only (CVE-2025-32434).
-_SAFE_TORCH = (2, 6)
-# What torch.load raises for damaged storages.
-_BROKEN_STORAGE = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    struct.error,
-)
+_LONGEST_PREFIX = 4096
+"""Bytes before the count of elements, of which torch writes about 300."""
+
+# Opcodes of the pickles before the elements, of any protocol that torch was run with.
+_PUSH = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING", "BINSTRING"),
+}
+_CONSTANTS: Mapping[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_NO_VALUE = {
+    *("PROTO", "FRAME", "MARK", "TUPLE", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "EMPTY_DICT", "SETITEM"),
+    *("SETITEMS", "EMPTY_LIST", "APPEND", "APPENDS", "BINPERSID", "STOP"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +111,7 @@ class Tensor:
             what: the file and the place in it, for the message.
 
         Raises:
-            MaskError: if the storage is damaged, is refused by torch, or is smaller than the view.
-            MissingExtraError: torch is not installed, or cannot load safely.
+            MaskError: if the storage is damaged, of another kind, or smaller than the view.
         """
         flat = _elements(self.storage.data, what)
         count = math.prod(self.size)
@@ -135,7 +134,7 @@ def as_array(value: object, what: str) -> Array:
 
 
 def open_tensors(value: object, what: str) -> None:
-    """Opens every tensor in a value, so that nothing that torch refuses is handed on; raises as `Tensor.array`."""
+    """Opens every tensor in a value, so that none that is refused here is handed on; raises as `Tensor.array`."""
     if isinstance(value, Tensor):
         value.array(what)
     elif isinstance(value, dict):
@@ -153,24 +152,61 @@ def _elements(data: bytes, what: str) -> Array:
     # A storage is never one of the other containers that torch.load opens (zip, tar).
     if not data.startswith(MAGIC + VERSION):
         raise MaskError(f"{what}: a torch storage in a format that torch does not write: refused")
+    stream = io.BytesIO(data[:_LONGEST_PREFIX])
+    stream.seek(len(MAGIC + VERSION))
     try:
-        import torch
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise MissingExtraError(f"{what}: a torch tensor, and torch is not installed: pip install torch") from error
-    if tuple(map(int, torch.__version__.split(".")[:2])) < _SAFE_TORCH:
-        raise MissingExtraError(
-            f"{what}: a torch tensor, and torch {torch.__version__} cannot load it safely: pip install 'torch>=2.6'"
-        )
-    try:
-        storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if not isinstance(storage, torch.storage.TypedStorage):
-            raise MaskError(f"{what}: a {type(storage).__name__} instead of a torch storage")
-        # storage.untyped() is the public name, and warns that typed storages, which is what files hold, will go.
-        flat = torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
-        elements: Array = (flat.float() if flat.dtype == torch.bfloat16 else flat).numpy()
-    except _BROKEN_STORAGE as error:
-        said = next(iter(reason(error).strip().splitlines()), type(error).__name__)
-        raise MaskError(f"{what}: a torch storage that torch.load(weights_only=True) refuses ({said})") from error
-    return elements
+        _values(stream, what)  # the system: sizes of C's types, and the byte order, which is always little
+        match _values(stream, what):
+            case ["storage", _Global(kind), str(key), str(), int(count), None] if type(count) is int:
+                pass
+            case _:
+                raise MaskError(f"{what}: holds something else than one torch storage: refused")
+        if _values(stream, what) != [key]:
+            raise MaskError(f"{what}: a torch storage with another key than its own: refused")
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise MaskError(f"{what}: a damaged torch storage") from error
+    if kind not in _DTYPES and kind != _BRAIN:
+        raise MaskError(f"{what}: a {ascii(kind)[1:-1][:60]}, which no mask needs: refused")
+    dtype = _DTYPES.get(kind, np.dtype("<u2"))
+    begin = stream.tell() + 8
+    stated = data[begin - 8 : begin]
+    if count < 0 or stated != count.to_bytes(8, "little") or len(data) - begin != count * dtype.itemsize:
+        raise MaskError(f"{what}: a torch storage of {count} elements in {max(len(data) - begin, 0)} bytes")
+    flat: Array = np.frombuffer(data, dtype, count, begin)
+    if kind == _BRAIN:
+        return (flat.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return flat.astype(dtype.newbyteorder("="), copy=False)
+
+
+@dataclass(frozen=True)
+class _Global:
+    """Something that a pickle names."""
+
+    name: str
+
+
+def _values(stream: io.BytesIO, what: str) -> list[Any]:
+    """The values of the next pickle, in the order of the file, whatever containers they are in.
+
+    Raises:
+        MaskError: for an opcode that could do more than that.
+        ValueError, IndexError, KeyError, OverflowError: if it is damaged.
+    """
+    values: list[Any] = []
+    memo: dict[int, Any] = {}
+    for opcode, given, _ in pickletools.genops(stream):
+        name = opcode.name
+        argument: Any = given
+        if name in _PUSH:
+            values.append(argument)
+        elif name in _CONSTANTS:
+            values.append(_CONSTANTS[name])
+        elif name == "GLOBAL":
+            values.append(_Global(argument))
+        elif name in ("BINGET", "LONG_BINGET"):
+            values.append(memo[argument])
+        elif name not in _NO_VALUE:
+            raise MaskError(f"{what}: a torch storage with the pickle opcode {name}, which none needs: refused")
+        if name in ("BINPUT", "LONG_BINPUT") and values:
+            memo[argument] = values[-1]
+    return values

@@ -56,7 +56,7 @@ def test_a_command_that_fails_ends_the_benchmark(
 ) -> None:
     record = tmp_path / "record.json"
     assert main(["--engine", str(toy_engine), "--inputs", str(tmp_path), "--runs", "1", "--json", str(record)]) == 1
-    assert "image.png: no such file" in capsys.readouterr().err
+    assert "mask.png: no such file" in capsys.readouterr().err
     assert not record.exists()
 
 

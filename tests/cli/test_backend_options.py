@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,3 +123,28 @@ def test_a_build_for_openvino_is_ready_to_start(tmp_path: Path, monkeypatch: pyt
     entries = {entry.name.split("-")[1] for entry in (engine / cache.FOLDER).iterdir()}
     assert entries == {"text_encoder", "vae_encoder", "unet", "vae_decoder", "image_encoder"}
     assert len(list((engine / cache.FOLDER).glob("*/model.blob"))) == 5
+
+
+@pytest.mark.parametrize(("options", "threads"), [([], "1"), (["--resolution", "pixel"], None)])
+def test_threads_of_numpy_leave_the_cores_to_the_networks(
+    tmp_path: Path, options: list[str], threads: str | None
+) -> None:
+    """The variable counts only if it is there before numpy is."""
+    program = (
+        "import json, os, sys\n"
+        "from g4seg_trt.cli.refine import main\n"
+        "early = 'numpy' in sys.modules\n"
+        "code = main(sys.argv[1:])\n"
+        "print(json.dumps([early, code, os.environ.get('OPENBLAS_NUM_THREADS')]))\n"
+    )
+    missing = str(tmp_path / "missing")
+    folders = ["--engine", "tiny", "--images", missing, "--masks", missing, "--output", str(tmp_path / "out")]
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *folders, *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [False, 1, threads]

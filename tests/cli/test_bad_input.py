@@ -169,7 +169,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "infinite": (mask_of_values(np.inf), "infinite"),
     "above 1": (mask_of_values(2.0), "from 0.5 to 2"),
     "below 0": (mask_of_values(-1.0), "from -1 to 0.5"),
-    "mask of ones": (mask_of_ones, "multiply by 255"),
+    "mask of ones": (mask_of_ones, "may be a soft mask of one class or hold class ids"),
     "mask format": (mask_of_suffix, "'.tiff', allowed: .png, .npy, .npz"),
     "empty class": (class_name(""), "empty"),
     "blank class": (class_name("  "), "empty"),
@@ -244,12 +244,25 @@ def test_one_line_exit_1_and_nothing_written(
 
 
 USAGE: dict[str, tuple[list[str], str]] = {
-    "no arguments": ([], "--engine"),
+    "no arguments": ([], "--output"),
+    "no engine": (["--output", "o", "--image", "i", "--mask", "m"], "required: --engine"),
     "no mode": (["--engine", "e", "--output", "o"], "either --image"),
     "two modes": (["--engine", "e", "--output", "o", "--image", "i", "--images", "d"], "either --image"),
     "image without mask": (["--engine", "e", "--output", "o", "--image", "i"], "needs --mask"),
     "images without masks": (["--engine", "e", "--output", "o", "--images", "i"], "needs --masks"),
-    "mask without name": (["--engine", "e", "--output", "o", "--image", "i", "--mask", "m"], "NAME=FILE"),
+    "mask without name": (
+        ["--engine", "e", "--output", "o", "--image", "i", "--mask", "m", "--mask", "a=b"],
+        "NAME=FILE",
+    ),
+    "nothing to do": (["--no-refine", "--output", "o", "--image", "i", "--mask", "m"], "--no-refine goes with --post"),
+    "comparison without truth": (
+        ["--engine", "e", "--output", "o", "--images", "i", "--masks", "m", "--compare", "pamr"],
+        "--compare goes with --ground-truth",
+    ),
+    "format of several masks": (
+        ["--engine", "e", "--output", "o", "--image", "i", "--mask", "a=b", "--mask", "c=d", "--format", "png"],
+        "--format goes with a single --mask",
+    ),
     "folder option for one image": (
         ["--engine", "e", "--output", "o", "--image", "i", "--mask", "m", "--classes", "c"],
         "--classes goes with --images",
@@ -434,6 +447,6 @@ def test_a_bug_keeps_its_traceback(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("g4seg_trt.cli.single.figures", broken)
+    monkeypatch.setattr("g4seg_trt.dataset.job.figures", broken)
     with pytest.raises(ZeroDivisionError):
         refine_here(*[part for pair in options.items() for part in pair])

@@ -501,7 +501,7 @@ def test_wrong_options_of_a_folder_are_one_line(
     assert not folder.output.exists()
 
 
-@pytest.mark.parametrize("option", ["--resume", "--limit=3", "--shard=1/2", "--format=png", "--dataset=voc12"])
+@pytest.mark.parametrize("option", ["--resume", "--limit=3", "--shard=1/2", "--report", "--compare=pamr"])
 def test_options_of_folders_do_not_go_with_one_image(option: str, refine_here: Command, scene: Scene) -> None:
     done = refine_here("--engine", "tiny", "--image", scene.image, "--mask", scene.mask, "--output", "o.png", option)
     assert done.code == 2

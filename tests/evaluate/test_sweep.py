@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from g4seg_trt.arrays import Labels
 from g4seg_trt.class_table import ClassEntry, ClassTable
 from g4seg_trt.errors import ConfigError
 from g4seg_trt.evaluate import LabelSpace, SetEvaluation, SweepEvaluation, parse_sweep
-from g4seg_trt.evaluate.predictions import NO_BACKGROUND, background_of, decide
 from g4seg_trt.masks.coarse import CoarseMasks
+from g4seg_trt.masks.labels import NO_BACKGROUND, background_of, class_ids, places
 from g4seg_trt.update import BackgroundRule, label_map
 
 TABLE = ClassTable("t", tuple(ClassEntry(n, f"c{n}", f"c{n}") for n in (3, 7, 300)), True)
@@ -61,6 +63,11 @@ def test_what_is_no_sweep(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         parse_sweep(text)
     assert "\n" not in str(caught.value)
+
+
+def decide(coarse: CoarseMasks, rules: Sequence[BackgroundRule]) -> list[Labels]:
+    found = places(coarse, coarse.probabilities, rules)
+    return [class_ids(place, coarse.ids, coarse.ignored) for place in found]
 
 
 @pytest.mark.parametrize("rule", ["constant:0.35", "constant:1", "power:1", "power:3.5", "channel"])

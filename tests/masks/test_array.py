@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import tempfile
 import zipfile
@@ -15,8 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from g4seg_trt.class_table import ClassEntry, ClassTable
 from g4seg_trt.errors import MaskError
-from g4seg_trt.masks.array import read_npy, read_npz, write_npz
+from g4seg_trt.masks import npy, npz, stack
+from g4seg_trt.masks.array import check_count, read_npy, read_npz, write_npz
+from g4seg_trt.masks.coarse import Naming
 
 Array = npt.NDArray[Any]
 
@@ -184,3 +188,36 @@ def test_an_empty_archive_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "mask.npz")
     with pytest.raises(MaskError, match="holds no array"):
         read_npz(tmp_path / "mask.npz")
+
+
+def test_masks_of_a_known_size_may_be_more_and_of_no_other(tmp_path: Path) -> None:
+    for image, classes, message in (
+        (None, 269, "hold 269000000 values together, allowed: 268435456"),
+        ((1000, 1000), 1074, "hold 1074000000 values together, allowed: 1073741824"),
+        ((1000, 999), 1, "the masks are 1000x1000 pixels, the image is 999x1000"),
+    ):
+        with pytest.raises(MaskError, match=f"a file: .*{message}"):
+            check_count(classes, (1000, 1000), "a file", image)
+    check_count(268, (1000, 1000), "a file")
+    check_count(1073, (1000, 1000), "a file", (1000, 1000))
+    maps = np.zeros((2, 3, 4), np.float32)
+    table = ClassTable("pets", (ClassEntry(1, "cat", "cat"), ClassEntry(2, "dog", "dog")), background=True)
+    np.savez(tmp_path / "m.npz", cat=maps[0], dog=maps[1])
+    np.save(tmp_path / "m.npy", maps)
+    np.save(tmp_path / "one.npy", maps[0])
+    for reader, name, names in ((npz, "m.npz", None), (stack, "m.npy", None), (npy, "one.npy", ("cat",))):
+        assert reader.read(tmp_path / name, Naming(names, table, size=(3, 4))).size == (3, 4)
+        with pytest.raises(MaskError, match="the masks are 4x3 pixels, the image is 3x4"):
+            reader.read(tmp_path / name, Naming(names, table, size=(4, 3)))
+
+
+def test_a_packed_file_cannot_take_more_than_an_image_of_its_size(tmp_path: Path) -> None:
+    """300 zeroed maps of a million pixels are 300 kB; without the image's size they are refused unread."""
+    with zipfile.ZipFile(tmp_path / "m.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(300):
+            file = io.BytesIO()
+            np.lib.format.write_array_header_1_0(file, {"descr": "|b1", "fortran_order": False, "shape": (1000, 1000)})
+            archive.writestr(f"{number}.npy", file.getvalue() + bytes(10**6 if number == 0 else 10))
+    for size, message in ((None, "300000000 values together"), ((375, 500), "the image is 500x375")):
+        with pytest.raises(MaskError, match=message):
+            npz.read(tmp_path / "m.npz", Naming(size=size))

@@ -458,3 +458,43 @@ def test_without_pycocotools_the_pip_command_is_told(tmp_path: Path, monkeypatch
     collection = ResultCollection.open(save(tmp_path / "r.json", [result(1, 1, [[1]])]), THINGS)
     with pytest.raises(MissingExtraError, match=r"pycocotools is not installed: pip install 'g4seg-trt\[coco\]'"):
         collection.read("1")
+
+
+def test_text_that_no_code_has_is_refused() -> None:
+    for counts in ("\ud800", "é", "\u0660", "猫0"):
+        with pytest.raises(MaskError, match=r"an image: counts .* are no run-length code"):
+            decode({"size": [4, 4], "counts": counts}, None, "an image")
+
+
+def test_only_the_classes_asked_for_are_refined_and_the_others_stay(tmp_path: Path) -> None:
+    mask = np.eye(5, 6)
+    content = [result(1, 1, mask), result(1, 13, mask, 0.5), result(1, 90, mask), result(2, 1, mask)]
+    path = save(tmp_path / "r.json", content)
+    collection = ResultCollection.open(path, Naming(("brush", "person"), TABLE))
+    masks = collection.read("1")
+    assert masks.names == ("brush", "person")
+    assert collection.read("1", Naming(("stop sign",))).ids == (12,)
+    with pytest.raises(MaskError, match="no class 'brush', it holds person"):
+        collection.read("2")
+    with pytest.raises(MaskError, match="the masks are 6x5 pixels, the image is 5x5"):
+        collection.read("1", Naming(size=(5, 5)))
+    refined = masks.with_probabilities(np.zeros_like(masks.probabilities))
+    coco_results.write_collection(tmp_path / "out.json", [("1", refined)], collection)
+    assert json.loads((tmp_path / "out.json").read_text()) == [content[1]]
+
+    whole = instances()
+    collection_2 = InstanceCollection.open(save(tmp_path / "i.json", whole), THINGS)
+    stem = next(one for one in collection_2.stems() if len(collection_2.read(one).names) > 1)
+    first, second, *_ = collection_2.read(stem).names
+    one = collection_2.read(stem, Naming((second,)))
+    assert one.names == (second,)
+    coco_instances.write_collection(
+        tmp_path / "out.json", [(stem, one.with_probabilities(np.zeros_like(one.probabilities)))], collection_2
+    )
+    again = InstanceCollection.open(tmp_path / "out.json", THINGS).read(stem)
+    assert first in again.names
+    assert second not in again.names
+    before = collection_2.read(stem)
+    assert (again.probabilities[again.names.index(first)] == before.probabilities[0]).all()
+    with pytest.raises(MaskError, match="no class 'brush', it holds"):
+        collection_2.read(stem, Naming(("brush",)))

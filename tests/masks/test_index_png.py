@@ -16,9 +16,10 @@ from PIL import Image
 
 from g4seg_trt.class_table import ClassEntry, ClassTable
 from g4seg_trt.errors import ClassNameError, MaskError
-from g4seg_trt.masks import index_png
+from g4seg_trt.masks import index_png, soft_png
 from g4seg_trt.masks.coarse import CoarseMasks, Naming
 from g4seg_trt.masks.png import label_colours
+from g4seg_trt.masks.png_kind import png_kind
 
 Array = npt.NDArray[Any]
 
@@ -121,6 +122,42 @@ def test_masks_from_elsewhere_get_vocs_palette_or_sixteen_bits(tmp_path: Path) -
         picture = Image.open(tmp_path / "out.png")
         assert picture.mode == mode
         assert np.asarray(picture).tolist() == [[1, number]]
+
+
+def test_ignored_pixels_of_masks_from_elsewhere_are_written_as_ignored(tmp_path: Path) -> None:
+    ignored = np.array([[False, False, True]])
+    for number, value in ((20, 255), (255, 65535), (300, 65535)):
+        maps = np.array([[[1, 0, 1]]], np.float32)
+        index_png.write(tmp_path / "out.png", CoarseMasks((number,), ("a",), maps, ignored=ignored))
+        assert np.asarray(Image.open(tmp_path / "out.png")).tolist() == [[number, 0, value]]
+
+
+def test_only_the_classes_asked_for_are_refined_and_the_others_stay(tmp_path: Path) -> None:
+    save(tmp_path / "m.png", np.array([[0, 3, 7, 255]], np.uint8), "P")
+    naming = Naming(("prompt 7",), VOC.table)
+    masks = index_png.read(tmp_path / "m.png", naming)
+    assert (masks.ids, masks.names) == ((7,), ("class 7",))
+    index_png.write(tmp_path / "out.png", masks)
+    assert same_picture(tmp_path / "m.png", tmp_path / "out.png")
+    index_png.write(tmp_path / "out.png", masks.with_probabilities(np.ones((1, 1, 4), np.float32)))
+    assert np.asarray(Image.open(tmp_path / "out.png")).tolist() == [[7, 3, 7, 255]]
+    with pytest.raises(MaskError, match=r"m\.png: no class 'class 5', it holds class 3, class 7"):
+        index_png.read(tmp_path / "m.png", Naming(("class 5",), VOC.table))
+    with pytest.raises(ClassNameError, match="asked for twice"):
+        index_png.read(tmp_path / "m.png", Naming(("class 7", "prompt 7"), VOC.table))
+    with pytest.raises(MaskError, match="the masks are 4x1 pixels, the image is 1x4"):
+        index_png.read(tmp_path / "m.png", Naming(None, VOC.table, size=(4, 1)))
+
+
+@pytest.mark.parametrize("reader", [index_png.read, soft_png.read, png_kind])
+def test_another_picture_under_the_name_of_a_png_is_refused(tmp_path: Path, reader: Any) -> None:
+    (tmp_path / "m.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n%%EndComments\n")
+    with pytest.raises(MaskError, match=r"not a picture of a known format \(PNG\), or damaged"):
+        reader(tmp_path / "m.png", VOC)
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "m.bmp")
+    (tmp_path / "m.bmp").rename(tmp_path / "m.png")
+    with pytest.raises(MaskError, match="PNG"):
+        reader(tmp_path / "m.png", VOC)
 
 
 def test_zero_is_ignored_where_it_is_no_class(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from g4seg_trt.masks import mmseg
 from g4seg_trt.masks.coarse import Naming
 from g4seg_trt.masks.mmseg import PredictionCollection, write_collection
 from g4seg_trt.masks.tensors import MAGIC, VERSION
-from g4seg_trt.update import BackgroundRule
+from g4seg_trt.update import BackgroundRule, label_map
 from tests.masks.dict_files import Call, makes_folder
 
 Floats = npt.NDArray[np.float32]
@@ -87,11 +87,79 @@ def test_classes_without_a_pixel_are_left_out_unless_they_are_named(tmp_path: Pa
     values[2] = 0.001
     dump(tmp_path / "a.pkl", [entry("x", values)])
     assert PredictionCollection.open(tmp_path / "a.pkl", NAMING).read("x").names == ("a", "c")
-    named = PredictionCollection.open(tmp_path / "a.pkl", Naming(("c", "b"), THREE)).read("x")
+    found = PredictionCollection.open(tmp_path / "a.pkl", Naming(("c", "b"), THREE))
+    named = found.read("x")
     assert named.ids == (3, 2)
     assert (named.probabilities == values[[3, 2]]).all()
+    assert found.read("x", Naming(("b",))).names == ("b",)  # for this image
+    with pytest.raises(MaskError, match="the masks are 3x3 pixels, the image is 4x3"):
+        found.read("x", Naming(size=(3, 4)))
     with pytest.raises(ClassNameError, match="zebra"):
         PredictionCollection.open(tmp_path / "a.pkl", Naming(("zebra",), THREE)).read("x")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 5), st.floats(0.0, 0.9))
+def test_what_is_read_gives_the_labels_of_all_channels_under_any_rule(
+    seed: int, height: int, width: int, background: float
+) -> None:
+    table = ClassTable("nine", tuple(ClassEntry(n, f"c{n}", f"c{n}") for n in range(1, 10)), background=True)
+    rng = np.random.default_rng(seed)
+    values = (rng.random((10, height, width)) * rng.choice([0, 0.01, 0.3, 1], (10, 1, 1))).astype(np.float32)
+    values[0] = background
+    rules = [BackgroundRule("constant", t) for t in (1e-6, 0.05, 0.3, 0.6)]
+    rules += [BackgroundRule("power", p) for p in (0.5, 1, 4, 100)] + [mmseg.RULE]
+    with tempfile.TemporaryDirectory() as folder:
+        dump(Path(folder) / "a.pkl", [entry("x", values)])
+        found = PredictionCollection.open(Path(folder) / "a.pkl", Naming(table=table))
+        for rule in rules:
+            expected = np.where(values[1:].max(axis=0) > 0, values[1:].argmax(axis=0) + 1, 0)
+            threshold: Any = {"constant": rule.value, "channel": background}.get(
+                rule.kind, (np.float32(1) - values[1:].max(axis=0)) ** np.float32(rule.value)
+            )
+            expected[values[1:].max(axis=0) < np.float32(threshold)] = 0
+            for naming in (None, Naming(rules=(rule,)), Naming(rules=(mmseg.RULE, rule))):
+                masks = found.read("x", naming)
+                labels = np.zeros((height, width), np.int64)
+                if masks.ids:
+                    labels = np.array((0, *masks.ids))[label_map(masks.probabilities, rule, masks.background)]
+                assert (labels == expected).all()
+            # And no class too many where the rule is known.
+            assert set(found.read("x", Naming(rules=(rule,))).ids) == set(expected.ravel().tolist()) - {0}
+        assert found.read("x", Naming(rules=(None,))).ids == found.read("x", Naming(rules=(mmseg.RULE,))).ids
+
+
+def test_labels_that_are_not_the_argmax_stay_where_nothing_changed(tmp_path: Path) -> None:
+    """As SCLIP's: background where no channel reaches its threshold of probability."""
+    values = probabilities(4, 5, 6)
+    labels = values.argmax(axis=0)
+    labels[values.max(axis=0) < 0.45] = 0
+    assert (labels != values.argmax(axis=0)).any()
+    dump(tmp_path / "a.pkl", [entry("x", values, labels)])
+    found = PredictionCollection.open(tmp_path / "a.pkl", NAMING)
+    masks = found.read("x")
+    (back,) = write(tmp_path / "b.pkl", found, [("x", masks)])
+    assert (back["pred_sem_seg"]["data"][0].numpy() == labels).all()
+    refined = masks.probabilities.copy()
+    refined[:, 0] = np.array([0.0, 1.0, 0.5], np.float32)[:, None]
+    (back,) = write(tmp_path / "b.pkl", found, [("x", masks.with_probabilities(refined))])
+    changed = values.argmax(axis=0)[0] != 2
+    assert (back["pred_sem_seg"]["data"][0].numpy()[1:] == labels[1:]).all()
+    assert (back["pred_sem_seg"]["data"][0].numpy()[0] == np.where(changed, 2, labels[0])).all()
+
+
+@pytest.mark.parametrize("more", [{}, {"reduce_zero_label": True}])
+def test_labels_of_classes_that_were_not_asked_for_stay(tmp_path: Path, more: dict[str, Any]) -> None:
+    labels = np.array([[0, 1, 2], [2, 1, 0]])
+    dump(tmp_path / "a.pkl", [entry("x", None, labels, **more)])
+    found = PredictionCollection.open(tmp_path / "a.pkl", Naming(("b",), THREE))
+    masks = found.read("x")
+    assert masks.ids == (2,)
+    (back,) = write(tmp_path / "b.pkl", found, [("x", masks)])
+    assert (back["pred_sem_seg"]["data"][0].numpy() == labels).all()
+    with pytest.raises(MaskError, match=r"image y: no class 'c', it holds a"):
+        dump(tmp_path / "a.pkl", [entry("y", None, np.array([[0, 1], [1, 0]])[:1, 1:])])
+        PredictionCollection.open(tmp_path / "a.pkl", Naming(("c",), THREE)).read("y")
 
 
 @pytest.mark.parametrize(("table", "channels"), [(THREE, 3), (NO_BACKGROUND, 3)])
@@ -244,7 +312,7 @@ def test_an_image_of_background_only_is_kept(tmp_path: Path) -> None:
     values = np.stack([np.full((2, 3), one, np.float32) for one in (0.7, 0.1, 0.1, 0.1)])
     labels = np.zeros((2, 3), np.int64)
     dump(tmp_path / "a.pkl", [entry("x", values), entry("y", None, labels)])
-    found = PredictionCollection.open(tmp_path / "a.pkl", NAMING)
+    found = PredictionCollection.open(tmp_path / "a.pkl", Naming(table=THREE, rules=(None,)))
     results = [(stem, found.read(stem)) for stem in found.stems()]
     for _, masks in results:
         assert masks.ids == ()
@@ -342,7 +410,7 @@ def test_hostile_sets_are_refused_and_nothing_runs(tmp_path: Path) -> None:
     dump(tmp_path / "a.pkl", [entry("x", probabilities(4, 2, 2), evil=tensor)])
     found = PredictionCollection.open(tmp_path / "a.pkl", NAMING)
     masks = found.read("x")
-    with pytest.raises(MaskError, match="weights_only"):
+    with pytest.raises(MaskError, match="a torch storage with the pickle opcode TUPLE1"):
         write_collection(tmp_path / "b.pkl", [("x", masks)], found)
     assert not (tmp_path / "b.pkl").exists()
     assert not folder.exists()

@@ -22,6 +22,7 @@ from g4seg_trt.errors import ClassNameError, MaskError, OutputError
 from g4seg_trt.masks import class_folder, npz
 from g4seg_trt.masks.array import read_npz
 from g4seg_trt.masks.coarse import Naming
+from g4seg_trt.update import BackgroundRule
 
 Array = npt.NDArray[Any]
 
@@ -106,12 +107,19 @@ def test_an_array_without_a_name_has_any(tmp_path: Path) -> None:
     assert list(read_npz(tmp_path / "back.npz")) == ["arr_0"]
 
 
+def test_an_archive_of_the_background_alone_is_an_image_without_classes(tmp_path: Path) -> None:
+    save(tmp_path / "m.npz", {"background": np.ones((2, 3))})
+    masks = npz.read(tmp_path / "m.npz", Naming())
+    assert (masks.ids, masks.names, masks.size, masks.rule) == ((), (), (2, 3), BackgroundRule("channel", 0.0))
+    npz.write(tmp_path / "back.npz", masks)
+    assert read_npz(tmp_path / "back.npz")["background"].tolist() == [[1.0] * 3] * 2
+
+
 @pytest.mark.parametrize(
     ("maps", "naming", "message"),
     [
         ({"cat": np.ones((2, 3)), "dog": np.ones((3, 2))}, Naming(), "'dog' is 2x3 pixels, that of 'cat' 3x2"),
         ({"cat": np.ones((2, 3)), "background": np.ones((1, 1))}, Naming(), "'background' is 1x1 pixels"),
-        ({"background": np.ones((2, 3))}, Naming(), "no class beside the background"),
         ({"cat": np.ones((2, 3))}, Naming(("dog",)), "no class 'dog', it holds cat"),
         ({"cat": np.ones((2, 3))}, Naming(("cat", "moggy"), TABLE), "'moggy' has two masks"),
         ({"cat": np.ones((2, 3)), "moggy": np.ones((2, 3))}, Naming(None, TABLE), "'moggy' has two masks"),

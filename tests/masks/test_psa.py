@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from g4seg_trt.errors import ClassNameError, MaskError, OutputError
 from g4seg_trt.masks import clip_es, irn, psa
 from g4seg_trt.masks.coarse import CoarseMasks, Naming
+from g4seg_trt.update import label_map
 from tests.masks.dict_files import TABLE, load, makes_folder, maps, save, save_old
 
 NAMING = Naming(table=TABLE)
@@ -129,6 +130,23 @@ def test_the_scripts_of_psa_and_mctformer_read_what_is_written(tmp_path: Path) -
         stacked[key + 1] = value
     stacked[0] = 0.2
     assert (stacked.argmax(axis=0) == np.where(refined.max(axis=0) > 0.2, refined.argmax(axis=0) * 17 + 3, 0)).all()
+
+
+def test_refined_probabilities_of_a_crf_sum_to_1_again(tmp_path: Path) -> None:
+    whole = maps(3, 6, 7) + np.float32(0.01)
+    whole /= whole.sum(axis=0)
+    save(tmp_path / "a.npy", dict(zip((0, 3, 20), whole, strict=True)))
+    masks = psa.read_crf(tmp_path / "a.npy", NAMING)
+    assert masks.background is not None
+    refined = maps(2, 6, 7, seed=3)
+    refined[:, 0, 0] = masks.background[0, 0] = 0.0
+    psa.write_crf(tmp_path / "a.npy", masks.with_probabilities(refined))
+    assert recognised(tmp_path / "a.npy")[1] is not None
+    back = psa.read_crf(tmp_path / "a.npy", NAMING)
+    assert back.background is not None
+    assert np.allclose(back.probabilities.sum(axis=0) + back.background, 1.0, atol=1e-5)
+    expected = label_map(refined, "channel", masks.background)
+    assert (label_map(back.probabilities, "channel", back.background) == expected).all()
 
 
 def test_masks_of_another_format_are_written_too(tmp_path: Path) -> None:

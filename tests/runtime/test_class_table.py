@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from g4seg_engine.manifest import read_manifest
-from g4seg_trt.class_table import DATASETS, ClassEntry, ClassTable
+from g4seg_trt.class_table import DATASETS, ClassTable
 from g4seg_trt.errors import ClassNameError, InputError
 from g4seg_trt.prompt import PromptEncoder
 from g4seg_trt.refiner import EMBEDDED
@@ -117,7 +117,7 @@ def test_categories_of_coco_leave_out_the_ten_that_were_never_annotated() -> Non
 )
 def test_prompts_are_words_as_people_write_them(dataset: str, number: int, name: str, prompt: str) -> None:
     entry = ClassTable.of_dataset(dataset).entry(number, "x.png")
-    assert entry == ClassEntry(number, name, prompt)
+    assert (entry.id, entry.name, entry.prompt, entry.category) == (number, name, prompt, None)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -142,6 +142,27 @@ def test_a_class_is_found_by_either_of_its_names(dataset: str) -> None:
         for name in (entry.name, entry.prompt, entry.prompt.upper(), entry.name.replace(" ", "_"), f" {entry.name} "):
             assert table.named(name, "x") == entry
         assert table.entry(entry.id, "x") == entry
+
+
+def test_what_mmsegmentation_calls_a_television_is_found(tmp_path: Path) -> None:
+    television = ClassTable.of_dataset("ade20k").entry(90, "x")
+    assert (television.name, television.prompt) == ("television", "television")
+    for name in ("television receiver", "Television_Receiver", "television"):
+        assert ClassTable.of_dataset("ade20k").named(name, "x") == television
+    path = tmp_path / "classes.json"
+    path.write_text('[{"id": 1, "name": "cat", "aliases": ["moggy"]}, {"id": 2, "name": "dog"}]')
+    assert ClassTable.read(path).named("moggy", "x").id == 1
+    for entries, message in (
+        ('[{"id": 1, "name": "cat", "aliases": ["dog"]}, {"id": 2, "name": "dog"}]', "alias 'dog' is also a name"),
+        (
+            '[{"id": 1, "name": "cat", "aliases": ["a"]}, {"id": 2, "name": "b", "aliases": ["a"]}]',
+            "entry 2: the alias",
+        ),
+        ('[{"id": 1, "name": "cat", "aliases": "a"}]', "entry 1: aliases 'a', expected a list of names"),
+    ):
+        path.write_text(entries)
+        with pytest.raises(ClassNameError, match=message):
+            ClassTable.read(path)
 
 
 def test_what_is_not_in_the_table_is_refused_with_the_file_and_what_there_is() -> None:

@@ -248,3 +248,38 @@ def test_open_picture_keeps_mode_and_values(tmp_path: Path) -> None:
     values = np.array([[0, 40000]], dtype=np.uint16)
     picture = open_picture(saved(Image.fromarray(values), tmp_path / "a.png"))
     assert np.array_equal(np.asarray(picture), values)
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix"),
+    [
+        ("JPEG", "jpg"),
+        ("PNG", "png"),
+        ("BMP", "bmp"),
+        ("GIF", "gif"),
+        ("PPM", "ppm"),
+        ("TIFF", "tif"),
+        ("WEBP", "webp"),
+    ],
+)
+def test_the_formats_of_photographs_are_opened_whatever_the_file_is_called(
+    rgb: Image.Image, tmp_path: Path, format: str, suffix: str
+) -> None:
+    for name in (f"a.{suffix}", "a.png"):
+        rgb.save(tmp_path / name, format=format)
+        assert load_image(tmp_path / name).shape == (3, 2, 3)
+    if format != "PNG":
+        with pytest.raises(MaskError, match=r"a\.png: not a picture of a known format \(PNG\)"):
+            open_picture(tmp_path / "a.png", MaskError, ("PNG",))
+
+
+def test_no_picture_runs_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise AssertionError("Ghostscript was asked")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", run)
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n%%EndComments\n%%EOF\n")
+    with pytest.raises(AssertionError, match="Ghostscript"):
+        Image.open(tmp_path / "a.png").load()
+    with pytest.raises(ImageError, match="not a picture of a known format"):
+        load_image(tmp_path / "a.png")

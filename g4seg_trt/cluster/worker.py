@@ -1,0 +1,301 @@
+"""What runs in the workers: each takes names of images, reads, refines and writes, and returns small results."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from g4seg_engine.manifest import Manifest, load_engine
+from g4seg_trt.arrays import Bytes, Floats
+from g4seg_trt.backends import Execution, choose
+from g4seg_trt.cluster.connection import import_ray
+from g4seg_trt.cluster.permit import Permit
+from g4seg_trt.dataset.job import Job
+from g4seg_trt.dataset.plan import DoneBefore, Finished, Plan
+from g4seg_trt.dataset.record import Record
+from g4seg_trt.dataset.run import Result, RunOptions, StopRun, refine_jobs
+from g4seg_trt.dataset.source import DatasetSource
+from g4seg_trt.errors import ClusterError, G4SegError, InputError
+from g4seg_trt.refinement import Refinement
+from g4seg_trt.refiner import Refiner, engine_directory
+from g4seg_trt.update import BackgroundRule
+
+PLACE, BEFORE, OUTCOME = "place", "before", "outcome"
+"""Columns: of the rows that go to the workers, and of those that come back."""
+
+PADDING = -1
+"""The place of a row that only fills a task up."""
+
+MOST_ATTEMPTS = 3
+"""A task that so many workers died over is not begun again."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """An engine and how it runs: the arguments of Refiner.from_engine."""
+
+    engine: str
+    backend: str = "onnxruntime"
+    device: str | None = None
+    batch_size: int | None = None
+    threads: int | None = None
+    compute_precision: str | None = None
+    low_memory: bool = False
+    cache: bool = True
+    verify: bool = False
+
+    def open(self) -> Refiner:
+        """The Refiner; raises as Refiner.from_engine."""
+        return Refiner.from_engine(**asdict(self))
+
+    def describe(self) -> tuple[Manifest, Execution]:
+        """What it is and what would run it here, without opening it; raises as Refiner.from_engine."""
+        manifest = load_engine(engine_directory(self.engine), verify=self.verify)
+        return manifest, choose(manifest, self.backend, self.device, self.compute_precision)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What all workers of a run are told.
+
+    Attributes:
+        engine: how to open it.
+        fingerprint: what the Refiner's has to be.
+        plan: of the run.
+        source: the images, as a reference into Ray's object store: arrays in it are shared by a machine's workers.
+        permit: whether to go on.
+        prefetch: images to load ahead.
+        keep: as in RunOptions.
+        folder: the working folder, where relative paths begin.
+    """
+
+    engine: EngineOptions
+    fingerprint: Mapping[str, str]
+    plan: Plan
+    source: Any
+    permit: Permit
+    prefetch: int
+    keep: frozenset[str]
+    folder: str
+
+
+@dataclass(frozen=True)
+class Todo:
+    """The image at this place is not done."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """This worker begins no other image."""
+
+    worker: str
+
+
+Outcome = Result | Todo | Ended | G4SegError
+"""One row that comes back; an error is one that ends the run."""
+
+
+class Worker:
+    """A callable class as Ray Data's actor pools take it: rows of names go in, a row for each image comes out.
+
+    What a user can mend goes back as a row too: an error raised here would reach the user as Ray's traceback.
+
+    Args:
+        assignment: what to do.
+    """
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._assignment = assignment
+        self._problem: G4SegError | None = None
+        with suppress(OSError):  # on a machine without it, relative paths lead nowhere, which is told
+            os.chdir(assignment.folder)
+        self._source: DatasetSource = import_ray().get(assignment.source)
+        try:
+            self._open()
+        except G4SegError as error:
+            self._problem = type(error)(f"worker on {socket.gethostname()}: {error}")
+
+    def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Take a task; yields each outcome as soon as it is there."""
+        places = [int(place) for place in batch[PLACE] if place != PADDING]
+        for outcome in self._outcomes(places, batch[BEFORE]):
+            yield {OUTCOME: np.array([pickle.dumps(outcome)], dtype=object)}
+
+    def _open(self) -> None:
+        """Get ready; raises G4SegError."""
+        permit, images = self._assignment.permit, self._source.images
+        if not permit.is_valid():
+            folder = permit.path.parent.parent
+            raise ClusterError(f"{folder} is not the output folder there: every machine needs it under the same path")
+        if not images.is_dir():
+            raise ClusterError(f"{images} is no folder there: every machine needs the inputs under the same paths")
+
+    def _outcomes(self, places: list[int], befores: Any) -> Iterator[Outcome]:
+        permit = self._assignment.permit
+        if self._problem is not None:
+            yield self._problem
+        elif places and not permit.has_ended():
+            with permit.attempt(places[0]) as count:
+                if count > MOST_ATTEMPTS:
+                    names = ", ".join(self._source.item(place).name for place in places)
+                    yield ClusterError(
+                        f"{MOST_ATTEMPTS} workers died over these images: {names}; is there memory enough for "
+                        "--workers engines?"
+                    )
+                else:
+                    jobs = [self._job(place, before) for place, before in zip(places, befores, strict=False)]
+                    yield from _worked_ahead(self._work(dict(zip(places, jobs, strict=True))))
+        if permit.has_ended():
+            yield Ended(import_ray().get_runtime_context().get_actor_id())
+
+    def _job(self, place: int, before: bytes) -> Job:
+        record: Record | None = pickle.loads(before) if before else None
+        return _WorkersJob(self._source.item(place), self._assignment.plan, record, self._assignment.permit)
+
+    def _work(self, jobs: dict[int, Job]) -> Iterator[Outcome]:
+        raise NotImplementedError
+
+
+class LookingWorker(Worker):
+    """Says which images are done. It opens no engine."""
+
+    def _work(self, jobs: dict[int, Job]) -> Iterator[Outcome]:
+        for place, job in jobs.items():
+            if self._assignment.permit.has_ended():
+                return
+            item = job.item
+            try:
+                job.look()
+                job.check()
+            except DoneBefore as done:
+                yield Result(
+                    item.stem,
+                    item.name,
+                    classes=done.classes,
+                    counts=done.counts,
+                    record=done.record,
+                    taken_for=job.taken_for,
+                )
+            except InputError as error:
+                yield Result(item.stem, item.name, error=error.with_traceback(None), taken_for=job.taken_for)
+            else:
+                yield Todo(place)
+
+
+class RefiningWorker(Worker):
+    """Refines images with a Refiner of its own, which it keeps from task to task."""
+
+    _refiner: Refiner
+
+    def _open(self) -> None:
+        super()._open()
+        self._refiner = self._assignment.engine.open()
+        wanted, found = self._assignment.fingerprint, self._refiner.fingerprint()
+        others = [
+            f"{name} {found[name][:12]}, expected {value[:12]}"
+            for name, value in wanted.items()
+            if value != found[name]
+        ]
+        if others:
+            raise ClusterError(f"the engine is another one there: {'; '.join(others)}")
+
+    def _work(self, jobs: dict[int, Job]) -> Iterator[Outcome]:
+        work = self._assignment
+        options = RunOptions(work.plan.config, work.plan.rule, work.keep, work.prefetch, work.permit.has_ended)
+        try:
+            with closing(refine_jobs(self._refiner, jobs.values(), work.plan, options, _Told())) as results:
+                for result in results:
+                    yield _without_arrays(result)
+        except G4SegError as error:
+            yield error.with_traceback(None)
+
+
+class _WorkersJob(Job):
+    """A job whose image has been looked at, and that writes only as long as the run has the folder."""
+
+    def __init__(self, item: Any, plan: Plan, before: Record | None, permit: Permit) -> None:
+        super().__init__(item, plan, before)
+        self._permit = permit
+
+    def load(self) -> tuple[Bytes, dict[str, Floats], BackgroundRule]:
+        """Without a check: files that a worker wrote before it died are written again."""
+        self.look()
+        return self.read()
+
+    def finish(self, refinement: Refinement) -> Finished:
+        """See Job.finish."""
+        if not self._permit.is_valid():
+            raise StopRun
+        return super().finish(refinement)
+
+
+class _Told:
+    """In the place of the records: their process withdrew what it had to before, and hears of the rest."""
+
+    def withdraw(self, stem: str) -> None:
+        """It was."""
+
+    def add(self, record: Record) -> None:
+        """It is in the result."""
+
+
+def _worked_ahead(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """The same outcomes, of work that goes on in a thread: Ray holds a worker up until an earlier row is taken."""
+    ready: SimpleQueue[Outcome | None] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            for outcome in outcomes:
+                ready.put(outcome)
+        finally:
+            ready.put(None)
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="g4seg-work") as pool:
+        working = pool.submit(work)
+        while (outcome := ready.get()) is not None:
+            yield outcome
+        working.result()  # raises what ended it, if that was a bug
+
+
+def _without_arrays(result: Result) -> Result:
+    if result.refinement is None:
+        return result
+    bare: dict[str, Any] = {name: {} for name in ("probabilities", "generated", "denoised", "indices", "similarities")}
+    return replace(result, refinement=replace(result.refinement, **bare))
+
+
+def describe(engine: EngineOptions, folder: str) -> tuple[Manifest, Execution] | G4SegError:
+    """`EngineOptions.describe` in a worker; the working folder is where relative paths begin."""
+    with suppress(OSError):
+        os.chdir(folder)
+    try:
+        return engine.describe()
+    except G4SegError as error:
+        return type(error)(f"worker on {socket.gethostname()}: {error}")
+
+
+def bare_record(record: Record | None) -> bytes:
+    """What a worker needs of the record that an image had: not its figures."""
+    return b"" if record is None else pickle.dumps(replace(record, details={}))
+
+
+def full_record(record: Record | None) -> bytes:
+    """A whole record, as a looking worker needs it."""
+    return b"" if record is None else pickle.dumps(record)
+
+
+def working_folder() -> str:
+    """Where this process's relative paths begin."""
+    return str(Path.cwd())
