@@ -7,11 +7,12 @@ What it cannot run is named with the reason. Records go to benchmarks/results, f
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,16 +43,20 @@ class Step:
         name: of its record, without the ending.
         arguments: of Python.
         unable: why this machine cannot run it, or "".
+        environment: variables that it needs.
     """
 
     name: str
     arguments: tuple[str, ...]
     unable: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def small_steps(results: Path) -> Iterator[Step]:
     """What needs no engine but the embedded one."""
-    for name in ("commands", "folder", "correspondence", "quality", "evaluation"):
+    # As g4seg-refine sets it before it imports numpy, which the benchmark has done by then.
+    yield Step("folder", _module("folder", results), environment={"OPENBLAS_NUM_THREADS": "1"})
+    for name in ("commands", "correspondence", "quality", "evaluation"):
         yield Step(name, _module(name, results))
     for name, module, extra in (("baselines", "pydensecrf", "crf"), ("ray_scaling", "ray", "ray")):
         missing = "" if find_spec(module) else f"{module} is not installed: pip install 'g4seg-trt[{extra}]'"
@@ -177,7 +182,8 @@ def _run(step: Step) -> bool:
         return True
     say(f"== {step.name}: python {shlex.join(step.arguments)}")
     start = perf_counter()
-    code = subprocess.run([sys.executable, *step.arguments], check=False).returncode
+    environment = {**os.environ, **step.environment}
+    code = subprocess.run([sys.executable, *step.arguments], env=environment, check=False).returncode
     say(f"== {step.name}: {perf_counter() - start:.0f} s")
     return code == 0
 

@@ -1,6 +1,8 @@
 """Workers on Ray against one of them, and against a single process: ``python -m g4seg_bench.ray_scaling``.
 
-All refine the same images on one thread each and write their files; they take turns, and ratios are taken pair by pair.
+All refine the same images and write their files; they take turns, and ratios are taken pair by pair. Networks and numpy
+have one thread in each worker; in the single process numpy has as many if the command is run with
+OPENBLAS_NUM_THREADS=1.
 Starting Ray and the workers is not counted: a run counts from the image on at which a third of them are done. What is
 lost on the way to a ratio of the number of workers is told apart: seconds that an image computes longer while others
 compute beside it, and the share of the time in which workers do not compute.

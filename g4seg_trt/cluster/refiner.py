@@ -210,6 +210,8 @@ class RayRefiner:
         """
         rule = None if background is None else BackgroundRule.of(background)
         post = parse_post(post) if isinstance(post, str) else post
+        if post is not None:
+            post.check()
         part = source.part(shard, limit)
         settings = run_settings(self.fingerprint(), config or self.config, rule, source.table, post)
         options = RunOptions(config or self.config, rule, prefetch=prefetch, post=post)

@@ -51,14 +51,14 @@ def test_what_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_one_that_fails_does_not_end_the_others(ran: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--small", "--only", "commands", "--only", "folder", "--only", "quality"]) == 3
-    assert ran == ["commands", "folder", "quality"]
+    assert ran == ["folder", "commands", "quality"]
     assert "failed: folder" in capsys.readouterr().err
 
 
 def test_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "abacus"])
-    assert "--only abacus: choose from commands, folder" in capsys.readouterr().err
+    assert "--only abacus: choose from folder, commands" in capsys.readouterr().err
 
 
 def test_every_command_line_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,5 +83,9 @@ def test_every_command_line_is_understood(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_step_runs_in_a_process_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert everything._run(Step("good", ("-c", "pass")))
     assert not everything._run(Step("bad", ("-c", "raise SystemExit(1)")))
+    given = Step(
+        "given", ("-c", "import os; raise SystemExit(os.environ['HERE'] != 'yes')"), environment={"HERE": "yes"}
+    )
+    assert everything._run(given)
     assert everything._run(Step("unable", ("-c", "raise SystemExit(1)"), "it cannot"))
     assert "not run: unable: it cannot" in capsys.readouterr().err

@@ -230,8 +230,9 @@ def test_the_command_says_the_same_as_without_ray(pool: RayRefiner, make: Make, 
     for number in (6, 1):
         (dataset.masks / f"im 00{number}.{'npz' if number == 6 else 'png'}").unlink()
     address = import_ray().get_runtime_context().gcs_address
-    one = dataset.refine("--ground-truth", dataset.truth, output=dataset.root / "one")
-    many = dataset.refine("--ground-truth", dataset.truth, "--ray", address, "--workers", 2)
+    options = ("--ground-truth", dataset.truth, "--post", "pamr")
+    one = dataset.refine(*options, output=dataset.root / "one")
+    many = dataset.refine(*options, "--ray", address, "--workers", 2)
     assert (one.returncode, many.returncode) == (3, 3), many.stderr
 
     def told(text: str) -> list[str]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from g4seg_trt.class_table import ClassTable
 from g4seg_trt.cluster.connection import Node, Room, connect, make_room
 from g4seg_trt.cluster.permit import Permit
 from g4seg_trt.cluster.refiner import RayRefiner
 from g4seg_trt.dataset.layout import Layout
-from g4seg_trt.errors import ClusterError, ConfigError
+from g4seg_trt.dataset.source import DatasetSource
+from g4seg_trt.errors import ClusterError, ConfigError, InputError
+from g4seg_trt.postprocess import PostProcess, parse_post
 
 MACHINES = [Node("a", 16, 0), Node("b", 6, 2), Node("c", 3, 1)]
 
@@ -102,6 +109,35 @@ def test_options_that_go_without_each_other(more: list[str], capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main(["--engine", "tiny", "--images", "i", "--masks", "m", "--output", "o", *more])
     assert "--ray" in capsys.readouterr().err
+
+
+def test_masks_of_all_images_in_one_file_travel_to_the_workers(tmp_path: Path) -> None:
+    images, annotations = [], []
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.new("RGB", (32, 24)).save(tmp_path / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 24, "width": 32})
+        outline = [2, 3, 9 + number, 3, 9 + number, 11, 2, 11]
+        annotations.append(
+            {"id": number, "image_id": number, "category_id": 1, "segmentation": [outline], "iscrowd": 0, "area": 56}
+        )
+    found = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(found), encoding="ascii")
+    table = ClassTable.of_dataset("coco-object")
+    source = DatasetSource.from_folders(tmp_path / "images", tmp_path / "instances.json", table=table)
+    travelled: DatasetSource = pickle.loads(pickle.dumps(source))
+    for place in range(3):
+        here, there = source.item(place).masks, travelled.item(place).masks
+        assert not isinstance(here, InputError)
+        assert not isinstance(there, InputError)
+        assert there.digest() == here.digest()
+        np.testing.assert_array_equal(there.read().probabilities, here.read().probabilities)
+
+
+@pytest.mark.parametrize("name", ["pamr", "crf:irn,pamr"])
+def test_post_processing_travels_to_the_workers(name: str) -> None:
+    post: PostProcess = pickle.loads(pickle.dumps(parse_post(name)))
+    assert post.name == parse_post(name).name
 
 
 def test_a_permit_says_go_on_end_and_leave(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""The benchmark of workers on Ray, without Ray: what it makes of the moments at which images are done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from g4seg_bench import ray_scaling
+from g4seg_bench.ray_scaling import GOAL, SINGLE, account, compare, main, ratio, tell, timed
+from g4seg_engine.errors import G4SegError
+from g4seg_trt.dataset.run import Result
+from g4seg_trt.errors import MaskError
+from g4seg_trt.refinement import Refinement
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still until a test moves it."""
+    now = [0.0]
+    monkeypatch.setattr(ray_scaling, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(ray_scaling, "process_time", lambda: now[0] / 4)
+    return now
+
+
+def worker(
+    clock: list[float], seconds: float, compute: float, start: float = 5.0
+) -> Callable[[Path], Iterator[Result]]:
+    """Refines an image every so many seconds, after a slow start."""
+
+    def refine(_output: Path) -> Iterator[Result]:
+        clock[0] += start
+        for number in range(9):
+            clock[0] += seconds
+            yield Result(f"{number}", "", Refinement({}, {}, [], {"unet": compute, "post": 9.0}, {}, {}, {}, {}))
+
+    return refine
+
+
+def test_the_start_and_what_is_no_stage_do_not_count(clock: list[float]) -> None:
+    found = timed(worker(clock, 0.5, 0.8), 2, 9)
+    assert found == {"images_per_s": 2.0, "compute_ms": 800.0, "computing_share": 0.8, "gathering_cores": 0.25}
+
+
+def test_an_image_that_fails_ends_it() -> None:
+    with pytest.raises(G4SegError, match="7 could not be refined: no mask"):
+        timed(lambda _: [Result("7", "", error=MaskError("no mask"))], 1, 9)
+
+
+def test_the_ratio_is_that_of_pairs_and_the_account_explains_it(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[int] = []
+    sides: dict[str, Any] = {
+        SINGLE: (worker(clock, 0.9, 0.9), 1),
+        "1 worker": (worker(clock, 1.0, 0.9), 1),
+        "2 workers": (worker(clock, 0.625, 1.0), 2),
+    }
+    found = compare(sides, 9, 2, lambda: calls.append(1))
+    assert len(calls) == 6
+    assert ratio(found, "2 workers", "1 worker") == pytest.approx(1.6, abs=1e-3)
+    factors = account(found, "2 workers", "1 worker")
+    assert factors == {"compute": 0.9, "share": 0.8889}
+    assert 2 * factors["compute"] * factors["share"] == pytest.approx(1.6, abs=1e-3)
+    tell(found, "2 workers", "1 worker", 9, 2)
+    assert "2 workers reach 1.60 times 1 worker: 2 workers x 0.90" in capsys.readouterr().out
+    assert GOAL > 1.6
+
+
+@pytest.mark.parametrize("more", [["--workers", "1"], ["--count", "11"]])
+def test_too_little_to_measure_is_refused(more: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(more)
