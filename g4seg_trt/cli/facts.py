@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from g4seg_engine.version import VERSION
 from g4seg_trt.class_table import ClassTable
@@ -21,6 +22,8 @@ from g4seg_trt.refiner import Refiner, engine_directory
 
 _PACKAGES = ("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
 
+Opened = TypeVar("Opened", Refiner, RayRefiner)
+
 
 def open_refiner(arguments: argparse.Namespace) -> tuple[Refiner, RefineConfig]:
     """Open the engine of the command line and merge the settings.
@@ -28,21 +31,7 @@ def open_refiner(arguments: argparse.Namespace) -> tuple[Refiner, RefineConfig]:
     Raises:
         G4SegError: as `Refiner.from_engine` and `resolve_config`.
     """
-    settings = given_settings(arguments)
-    resolve_config(settings, preset=arguments.preset)  # a wrong value is said before the engine takes its time
-    refiner = Refiner.from_engine(
-        arguments.engine,
-        backend=arguments.backend,
-        device=arguments.device,
-        batch_size=arguments.batch_size,
-        threads=arguments.threads,
-        compute_precision=arguments.compute_precision,
-        low_memory=arguments.low_memory,
-        cache=not arguments.no_cache,
-        verify=arguments.verify,
-    )
-    config = resolve_config(settings, preset=arguments.preset, recommended=refiner.manifest.recommended)
-    return refiner, config
+    return _opened(arguments, partial(Refiner.from_engine, arguments.engine, **_engine_options(arguments)))
 
 
 def open_pool(arguments: argparse.Namespace) -> tuple[RayRefiner, RefineConfig]:
@@ -51,25 +40,31 @@ def open_pool(arguments: argparse.Namespace) -> tuple[RayRefiner, RefineConfig]:
     Raises:
         G4SegError: as `RayRefiner.from_engine` and `resolve_config`.
     """
+    pool = {"address": arguments.ray, "workers": arguments.workers}
+    return _opened(arguments, partial(RayRefiner.from_engine, arguments.engine, **pool, **_engine_options(arguments)))
+
+
+def _engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "backend": arguments.backend,
+        "device": arguments.device,
+        "batch_size": arguments.batch_size,
+        "threads": arguments.threads,
+        "compute_precision": arguments.compute_precision,
+        "low_memory": arguments.low_memory,
+        "cache": not arguments.no_cache,
+        "verify": arguments.verify,
+    }
+
+
+def _opened(arguments: argparse.Namespace, opening: Callable[[], Opened]) -> tuple[Opened, RefineConfig]:
     settings = given_settings(arguments)
-    resolve_config(settings, preset=arguments.preset)
-    pool = RayRefiner.from_engine(
-        arguments.engine,
-        address=arguments.ray,
-        workers=arguments.workers,
-        threads=arguments.threads,
-        backend=arguments.backend,
-        device=arguments.device,
-        batch_size=arguments.batch_size,
-        compute_precision=arguments.compute_precision,
-        low_memory=arguments.low_memory,
-        cache=not arguments.no_cache,
-        verify=arguments.verify,
-    )
+    resolve_config(settings, preset=arguments.preset)  # a wrong value is said before the engine takes its time
+    refiner = opening()
     try:
-        return pool, resolve_config(settings, preset=arguments.preset, recommended=pool.manifest.recommended)
+        return refiner, resolve_config(settings, preset=arguments.preset, recommended=refiner.manifest.recommended)
     except G4SegError:
-        pool.close()
+        refiner.close()
         raise
 
 
