@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from g4seg_engine import codec
 from g4seg_engine.cuda_device import cuda_device, driver_cuda
 from g4seg_engine.manifest import Manifest
 from g4seg_engine.processor import cpu_precisions
 from g4seg_engine.tensorrt_artefact import BACKEND as TENSORRT
 from g4seg_engine.tensorrt_artefact import difference
+from g4seg_engine.version import VERSION
 from g4seg_trt.chain import Chain, HostChain
 from g4seg_trt.errors import ConfigError, EngineError, MissingExtraError
 
@@ -48,6 +51,26 @@ class Execution:
 
     def __str__(self) -> str:
         return f"{self.backend} on {self.device} in {self.compute_precision}"
+
+
+def fingerprint_of(manifest: Manifest | None, execution: Execution | None) -> dict[str, str]:
+    """What results depend on beside inputs and settings.
+
+    Batch size, threads and the number of workers stay out: they say how a result is computed, not what it is. It may
+    differ by them in what rounding leaves to the order of a sum.
+
+    Args:
+        manifest: of the engine, None without one.
+        execution: what runs it, where (the kind of device, not which of them) and in which precision; None as above.
+    """
+    content = None if manifest is None else codec.dump(manifest).encode("utf-8")
+    return {
+        "version": VERSION,
+        "engine manifest sha256": "" if content is None else hashlib.sha256(content).hexdigest(),
+        "backend": "" if execution is None else execution.backend,
+        "device": "" if execution is None else execution.device.partition(":")[0],
+        "compute precision": "" if execution is None else execution.compute_precision,
+    }
 
 
 def choose(manifest: Manifest, backend: str, device: str | None, compute_precision: str | None) -> Execution:

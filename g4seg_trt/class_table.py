@@ -30,7 +30,8 @@ DATASETS: tuple[str, ...] = tuple(_FILES)
 """Data sets whose tables come with the package."""
 
 _IGNORED = 255
-_LARGEST = 65535
+_LARGEST = 65534
+"""65535 stands for pixels that are ignored, and so does 255 where no class has this id."""
 _KEYS = ("background", "classes", "source")
 _UNIQUE_KEYS = ("id", "name", "prompt", "category")
 _ENTRY_KEYS = (*_UNIQUE_KEYS, "aliases")
@@ -90,7 +91,8 @@ class ClassTable:
         Anything else is plain text, one class a line, ids 1, 2, .. in their order: `name`, `name: prompt` or name and
         prompt with a tab between. Empty lines and lines that start with # do not count. 0 is background: a first
         line `background` only says so and takes no id.
-        Without a prompt the name is the prompt, underscores as spaces.
+        Without a prompt the name is the prompt, underscores as spaces. Ids go from 1 to 65534; 255 is one of them only
+        beside larger ones, whose pictures have 16 bits (g4seg_trt.masks.labels).
 
         Args:
             path: the file, UTF-8.
@@ -231,8 +233,6 @@ def _entry(where: str, number: Any, name: Any, prompt: Any, category: Any) -> Cl
     from g4seg_trt.prompt import check_class_name
 
     _check_number(where, "id", number, 1, _LARGEST)
-    if number == _IGNORED:
-        raise ClassNameError(f"{where}: id {_IGNORED} stands for pixels that are ignored, no class can have it")
     if category is not None:
         _check_number(where, "category", category, 0, 2**31 - 1)
     try:
@@ -273,6 +273,12 @@ def _checked(classes: list[tuple[str, ClassEntry]]) -> tuple[ClassEntry, ...]:
         for alias in entry.aliases:
             if names.setdefault(alias, where) != where:
                 raise ClassNameError(f"{where}: the alias {alias!r} is also a name of {_place(names[alias])}")
+    largest, where = max((entry.id, where) for where, entry in classes)
+    if largest == _IGNORED:
+        raise ClassNameError(
+            f"{where}: id {_IGNORED} stands for pixels that are ignored, unless other ids are above it (as then "
+            "label pictures have 16 bits); give the class another id"
+        )
     return tuple(sorted((entry for _, entry in classes), key=lambda entry: entry.id))
 
 

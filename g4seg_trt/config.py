@@ -41,7 +41,7 @@ class RefineConfig:
         emi_cross: the same in cross-attention.
         seed: seed of the noise, an integer from 0 to 2**64 - 1.
         soften: sigma of the Gaussian that softens a mask, as a share of the image's longer side, 0 to 0.25.
-            None softens masks whose every value is 0 or 1 by 0.02 and leaves the others alone.
+            None softens masks of 0 and one other value by 0.02 and leaves the others alone.
         resolution: where correspondences are searched: "grid", the feature grid, or "pixel", the pixels of the
             model's square that the certainty filter lets through.
         radius: how far from its own place a match may be, along either axis: a share of the side of the grid or the

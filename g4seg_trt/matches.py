@@ -14,7 +14,7 @@ from g4seg_trt.arrays import Array, Bools, Bytes, Floats, Ints
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.overlay import drawable
 from g4seg_trt.refinement import Refinement
-from g4seg_trt.soften import soften
+from g4seg_trt.soften import soften, unscored
 from g4seg_trt.update import in_filter
 
 NEEDED = ("generated", "indices", "similarities")
@@ -114,8 +114,9 @@ def draw_matches(image: Bytes, classes: Sequence[ClassMatches]) -> Bytes:
 
 
 def _uncertain(given: Floats, softened: float, config: RefineConfig) -> Bools:
-    """bool [H,W]: the pixels in the certainty filter, which sees the mask as it was softened."""
-    probability = soften(given, softened) if softened else given
+    """bool [H,W]: the pixels in the certainty filter, which sees the mask without its score and as it was softened."""
+    shape, _ = unscored(given)
+    probability = soften(shape, softened) if softened else shape
     passed: Bools = in_filter(probability, config.certainty_filter)
     return passed
 

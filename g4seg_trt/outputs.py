@@ -66,3 +66,10 @@ def identity(path: Path) -> object:
     except (OSError, ValueError):
         return os.path.normcase(os.path.realpath(path))
     return status.st_dev, status.st_ino
+
+
+def bytes_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder but hidden ones; raises OSError, as if it is not there."""
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.iterdir() if not file.name.startswith("."))

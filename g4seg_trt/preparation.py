@@ -15,7 +15,7 @@ from g4seg_trt.geometry import resize_probability, to_square
 from g4seg_trt.injection import injected_mask
 from g4seg_trt.inputs import check_image, check_masks
 from g4seg_trt.prompt import Prompt, PromptEncoder
-from g4seg_trt.soften import soften, softening
+from g4seg_trt.soften import soften, softening, unscored
 from g4seg_trt.timing import Timings
 from g4seg_trt.update import BACKGROUND, BackgroundRule, in_filter, label_map
 
@@ -28,7 +28,9 @@ class PreparedClass:
         name: the class as the caller calls it.
         prompt: its tokens.
         given: the mask as given, float32 [H,W].
-        probability: S, float32 [H,W]: the given mask itself or softened.
+        shape: the given mask itself, or of one that has a score where it is not 0 the same as 0 and 1, float32 [H,W].
+        score: the score, 1 for any other mask: shape times score is given.
+        probability: S, float32 [H,W]: the shape itself or softened.
         softened: the share of the longer side it was softened by, 0 if it was not.
         mask: the injected mask, float32 [1,h,h].
         square: S on the model's square, float32 [s,s].
@@ -39,6 +41,8 @@ class PreparedClass:
     name: str
     prompt: Prompt
     given: Floats
+    shape: Floats
+    score: float
     probability: Floats
     softened: float
     mask: Floats
@@ -127,13 +131,15 @@ def prepare_masks(
 def _prepare(
     name: str, prompt: Prompt, given: Floats, binary: Bools, dims: ModelDims, config: RefineConfig
 ) -> PreparedClass:
-    share = softening(given, config.soften)
-    probability = soften(given, share) if share else given
+    # Whoever wants no softening has a mask of two values as it is, with the filter deciding what may change.
+    shape, score = (given, 1.0) if config.soften == 0 else unscored(given)
+    share = softening(shape, config.soften)
+    probability = soften(shape, share) if share else shape
     mask = injected_mask(binary, dims.latent_size)
     square = resize_probability(probability, (dims.square, dims.square))
     searched = _searched(probability, dims.square, config)
     still = _still(name, probability, config)
-    return PreparedClass(name, prompt, given, probability, share, mask, square, searched, still)
+    return PreparedClass(name, prompt, given, shape, score, probability, share, mask, square, searched, still)
 
 
 def _searched(probability: Floats, square: int, config: RefineConfig) -> Bools | None:

@@ -120,7 +120,10 @@ def assemble(
 def _probability(one: PreparedClass, result: ClassResult | None, config: RefineConfig) -> Floats:
     if one.still or result is None:
         return one.given
-    return apply_residual(one.given, one.probability, result.residual, config.certainty_filter)
+    refined = apply_residual(one.shape, one.probability, result.residual, config.certainty_filter)
+    if one.score != 1.0:
+        refined *= np.float32(one.score)
+    return refined
 
 
 def _to_bytes(image: Floats) -> Bytes:

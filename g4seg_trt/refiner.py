@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from functools import partial
@@ -10,15 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias, TypeVar
 
-from g4seg_engine import codec
 from g4seg_engine.manifest import Manifest, load_engine
-from g4seg_engine.version import VERSION
 from g4seg_trt.arrays import Array
-from g4seg_trt.backends import Execution, choose, open_chain
+from g4seg_trt.backends import Execution, choose, fingerprint_of, open_chain
 from g4seg_trt.chain import Chain, EncodedImage
 from g4seg_trt.config import RefineConfig, resolve_config
 from g4seg_trt.dataset.layout import Layout
-from g4seg_trt.dataset.run import Result, RunOptions, refine_into, refine_items, run_settings
+from g4seg_trt.dataset.result import Result
+from g4seg_trt.dataset.run import refine_into, refine_items
+from g4seg_trt.dataset.settings import RunOptions, run_settings
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.errors import ConfigError, G4SegError, ImageError
 from g4seg_trt.postprocess import PostProcess, parse_post
@@ -41,17 +40,6 @@ EMBEDDED: Mapping[str, Path] = {"tiny": Path(__file__).parent / "assets" / "tiny
 def engine_directory(engine: str | Path) -> Path:
     """The directory of an engine: its path, or the name of an embedded one ("./tiny" is a path)."""
     return EMBEDDED[engine] if isinstance(engine, str) and engine in EMBEDDED else Path(engine)
-
-
-def fingerprint_of(manifest: Manifest | None, execution: Execution | None) -> dict[str, str]:
-    """What results depend on beside inputs and settings: version, engine manifest sha256, backend, precision."""
-    content = "" if manifest is None else codec.dump(manifest)
-    return {
-        "version": VERSION,
-        "engine manifest sha256": hashlib.sha256(content.encode("utf-8")).hexdigest(),
-        "backend": "" if execution is None else execution.backend,
-        "compute precision": "" if execution is None else execution.compute_precision,
-    }
 
 
 class Refiner:
@@ -323,10 +311,11 @@ class Refiner:
             in its result; the others go on.
 
         Raises:
-            ConfigError: for a setting that is not allowed.
+            ConfigError: for a setting that is not allowed, or what only concerns outputs without an output folder.
             MissingExtraError: if the post-processing needs a package that is not installed.
-            OutputError: if the output folder cannot be written, belongs to another run, holds results without `resume`,
-                or the disk is full. What was finished stays.
+            OutputError: if the output folder cannot be written, belongs to another run, holds results, or a shard's run
+                with other settings, without `resume`, or the disk is full (what was finished stays); if an output would
+                take the place of an input.
             EngineError: if a network fails.
         """
         rule = None if background is None else BackgroundRule.of(background)
@@ -337,12 +326,15 @@ class Refiner:
         settings = run_settings(self.fingerprint(), config or self.config, rule, source.table, post)
         options = RunOptions(config or self.config, rule, check_keep(keep), prefetch, post=post)
         if output is None:
+            asked = {"resume": resume, "overlay": overlay, "matches": matches}
+            if given := [name for name, wanted in asked.items() if wanted]:
+                raise ConfigError(f"{', '.join(given)} without an output folder: nothing would be written; give one")
             return refine_items(self, part, settings, options)
         layout = Layout(Path(output), overlay, matches, source.keeps_names)
         return refine_into(partial(refine_items, self), part, settings, options, layout, resume=resume, shard=shard)
 
     def fingerprint(self) -> dict[str, str]:
-        """What results depend on beside inputs and settings: version, engine manifest sha256, backend, precision."""
+        """What results depend on beside inputs and settings: see `fingerprint_of`."""
         return fingerprint_of(self._manifest, self._execution)
 
     def _run(self, config: RefineConfig | None, keep: Collection[str]) -> Run:

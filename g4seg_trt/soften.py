@@ -14,11 +14,30 @@ _BLOCK = 256
 _SMALLEST = 0.1  # pixels: below it the neighbours' weights vanish in float32
 
 
+def unscored(probability: Floats) -> tuple[Floats, float]:
+    """The shape of a hard mask, and the score that all of the object has: 1, or what a detector gave it.
+
+    Args:
+        probability: float32 [H,W] in [0,1].
+
+    Returns:
+        For a mask of two values, 0 and one other, the same as 0 and 1, and that other value: their product is the mask,
+        bit for bit. Any other mask as it is, and 1.
+    """
+    highest = probability.max()
+    if highest == 1.0 or probability.min() != 0.0 or highest == 0.0:
+        return probability, 1.0
+    inside = probability == highest
+    if not np.all(inside | (probability == 0.0)):
+        return probability, 1.0
+    return inside.astype(np.float32), float(highest)
+
+
 def softening(probability: Floats, soften: float | None) -> float:
     """The share of the longer side that a mask is softened by.
 
     Args:
-        probability: float32 [H,W] in [0,1].
+        probability: float32 [H,W] in [0,1], `unscored`.
         soften: RefineConfig.soften.
 
     Returns:

@@ -85,7 +85,7 @@ def apply_residual(
 
 @dataclass(frozen=True)
 class BackgroundRule:
-    """How much background a pixel has, given the largest probability m of the classes there.
+    """How much background a pixel has, given the largest probability m of the classes there; see `label_map`.
 
     Attributes:
         kind: "constant" (the value itself), "power" ((1 - m) ** value) or "channel" (a map that comes with
@@ -135,8 +135,10 @@ def label_map(
 ) -> Labels:
     """The label of every pixel: 0 background, 1.. the classes in the order given.
 
-    A class wins where its probability is the largest (of equal ones the first), is not 0, and reaches the
-    background's.
+    A class wins where its probability m is the largest (of equal ones the first), is not 0, and beats the background.
+    It has to be above (1 - m) ** P or the channel: CLIP-ES, IRN, PSA and DiffSegmenter put the background before the
+    classes and take the argmax, the first of equal values. It has to reach the constant T: mmsegmentation and SCLIP
+    make background of what is below a threshold. (IRN, PSA and DiffSegmenter do so exactly at a constant, too.)
 
     Args:
         probabilities: one float32 [H,W] in [0,1] for each class, or an array [K,H,W].
@@ -153,7 +155,8 @@ def label_map(
     rule = BackgroundRule.of(rule)
     labels, best = winners(probabilities)
     threshold = _background(rule, best, background)
-    labels[(best < threshold) | (best <= 0.0)] = 0
+    beaten = best < threshold if rule.kind == "constant" else best <= threshold
+    labels[beaten | (best <= 0.0)] = 0
     return labels
 
 

@@ -65,7 +65,7 @@ def one_by_one(engine: str, scenes: Path, output: Path) -> dict[str, float]:
                 refiner.set_image(image)
                 refinement = refiner.refine(masks, background=rule)
             with spent.stage("write"):
-                job.finish(refinement)
+                job.finish(job.work(refinement))
             spent.add({"prepare": refinement.timings[PREPARE]})
         total, busy = perf_counter() - start, process_time() - busy
     spent["compute"] -= spent["prepare"]

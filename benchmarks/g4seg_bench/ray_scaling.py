@@ -5,18 +5,23 @@ have one thread in each worker; in the single process numpy has as many if the c
 OPENBLAS_NUM_THREADS=1.
 Starting Ray and the workers is not counted: a run counts from the image on at which a third of them are done. What is
 lost on the way to a ratio of the number of workers is told apart: seconds that an image computes longer while others
-compute beside it, and the share of the time in which workers do not compute.
+compute beside it, and the share of the time in which workers do not compute. As many plain processes, a shard each,
+tell what the machine has to give.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from pathlib import Path
+from queue import Empty
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
@@ -32,9 +37,10 @@ from g4seg_engine.manifest import read_manifest
 from g4seg_export.tiny.scenes import SIZE
 from g4seg_trt.cli.common import DONE, new_parser, run
 from g4seg_trt.cluster.refiner import RayRefiner
-from g4seg_trt.config import RESOLUTIONS
+from g4seg_trt.cluster.worker import without_arrays
+from g4seg_trt.config import RESOLUTIONS, RefineConfig
 from g4seg_trt.dataset.names import read_classes
-from g4seg_trt.dataset.run import Result
+from g4seg_trt.dataset.result import Result
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.refiner import Refiner, engine_directory
 from g4seg_trt.timing import STAGES
@@ -43,6 +49,7 @@ GOAL = 1.7
 """What two workers should reach of one, on work that the networks bound."""
 
 SINGLE = "single process"
+PLAIN = "as many plain processes"
 
 Refine = Callable[[Path], Iterable[Result]]
 
@@ -77,6 +84,47 @@ def timed(refine: Refine, workers: int, number: int) -> dict[str, float]:
         "computing_share": round(sum(computing[begin:]) / (workers * seconds), 4),
         "gathering_cores": round(busy / seconds, 4),
     }
+
+
+def in_processes(
+    engine: str, source: DatasetSource, config: RefineConfig, workers: int, output: Path
+) -> Generator[Result, None, None]:
+    """Refine in plain processes that know nothing of one another, a shard each; yields results as they come.
+
+    Raises:
+        G4SegError: if a process dies.
+    """
+    context = multiprocessing.get_context("spawn")
+    results: Queue[Result] = context.Queue()
+    processes = [
+        context.Process(target=_one_process, args=(engine, source, config, (index, workers), output, results))
+        for index in range(1, workers + 1)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for _ in range(len(source)):
+            yield _next(results, processes)
+    finally:
+        for process in processes:
+            process.join()
+
+
+def _next(results: Queue[Result], processes: Sequence[BaseProcess]) -> Result:
+    while True:
+        try:
+            return results.get(timeout=1.0)
+        except Empty:
+            if any(process.exitcode for process in processes):
+                raise G4SegError("a plain process ended before its images were done") from None
+
+
+def _one_process(
+    engine: str, source: DatasetSource, config: RefineConfig, shard: tuple[int, int], output: Path, to: Queue[Result]
+) -> None:
+    with Refiner.from_engine(engine, threads=1) as refiner:
+        for result in refiner.refine_dataset(source, output, config=config, shard=shard):
+            to.put(without_arrays(result))
 
 
 def compare(
@@ -136,7 +184,8 @@ def tell(sides: Mapping[str, Any], many: str, one: str, number: int, workers: in
     print(
         f"\n{many} reach {ratio(sides, many, one):.2f} times {one}: {workers} workers x {factors['compute']:.2f} "
         f"(an image computes longer beside others) x {factors['share']:.2f} (time in which they compute). "
-        f"{one} reaches {ratio(sides, one, SINGLE):.2f} times a {SINGLE}."
+        f"{one} reaches {ratio(sides, one, SINGLE):.2f} times a {SINGLE}, {PLAIN} {ratio(sides, PLAIN, SINGLE):.2f} "
+        f"times, and {many} {ratio(sides, many, PLAIN):.2f} times those."
     )
 
 
@@ -182,6 +231,7 @@ def _execute(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
             SINGLE: (partial(single.refine_dataset, source, config=config), 1),
             one: (partial(pools[1].refine_dataset, source, config=config), 1),
             many: (partial(pools[options.workers].refine_dataset, source, config=config), options.workers),
+            PLAIN: (partial(in_processes, options.engine, source, config, options.workers), options.workers),
         }
         bar = stack.enter_context(tqdm(total=len(sides) * options.runs, desc="run", file=sys.stderr))
         found = compare(sides, options.count, options.runs, bar.update)

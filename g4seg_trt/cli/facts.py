@@ -8,15 +8,14 @@ import platform
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Any, TypeVar
 
 from g4seg_engine.version import VERSION
-from g4seg_trt.class_table import ClassTable
 from g4seg_trt.cli.common import say
 from g4seg_trt.cli.options import given_settings
 from g4seg_trt.cluster.refiner import RayRefiner
 from g4seg_trt.config import RefineConfig, resolve_config
+from g4seg_trt.dataset.settings import OWN_BACKGROUND
 from g4seg_trt.errors import G4SegError
 from g4seg_trt.refiner import Refiner, engine_directory
 
@@ -103,27 +102,24 @@ def plain_facts(arguments: argparse.Namespace) -> dict[str, Any]:
         "version": VERSION,
         "engine": None,
         "config": None,
-        "background": arguments.background,
+        "dataset": arguments.dataset,
+        "class_table": arguments.class_table,
+        "background": arguments.background or OWN_BACKGROUND,
         "post": arguments.post,
         "versions": _versions(),
     }
 
 
-def class_table(arguments: argparse.Namespace) -> ClassTable | None:
-    """The table of --dataset or --class-table, if either is given; raises InputError, ClassNameError."""
-    if arguments.class_table is not None:
-        return ClassTable.read(Path(arguments.class_table))
-    return None if arguments.dataset is None else ClassTable.of_dataset(arguments.dataset)
+def folder_inputs(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Which images and masks a report of a folder is about."""
+    names = ("images", "masks", "ground_truth", "class_name", "classes", "list", "limit")
+    asked = {name: getattr(arguments, name) for name in names}
+    return {**asked, "shard": None if arguments.shard is None else "{}/{}".format(*arguments.shard)}
 
 
 def seconds(timings: Mapping[str, float]) -> dict[str, float]:
     """Timings rounded to microseconds."""
     return {name: round(value, 6) for name, value in timings.items()}
-
-
-def percent(value: float | None) -> str:
-    """An IoU from 0 to 1 in percent; "n/a" for None."""
-    return "n/a" if value is None else f"{100 * value:.1f}"
 
 
 def stages(timings: Mapping[str, float]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, redirect_stdout
@@ -19,30 +18,35 @@ from g4seg_trt.atomic import check_writable
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.cli.common import DONE, INTERRUPTED, SOME_FAILED, STDOUT, one_line, say, write_json
 from g4seg_trt.cli.facts import (
-    class_table,
+    folder_inputs,
     open_pool,
     open_refiner,
-    percent,
     plain_facts,
     run_facts,
     say_note,
     seconds,
     stages,
 )
+from g4seg_trt.cli.options import class_table
 from g4seg_trt.cli.page import Page, summary_of
 from g4seg_trt.cli.signals import asked_to_end
 from g4seg_trt.cli.tally import MOST_IMAGES, Tally
 from g4seg_trt.cluster.refiner import RayRefiner
 from g4seg_trt.config import RefineConfig
-from g4seg_trt.dataset.collected import Collected, write_collected
+from g4seg_trt.dataset.collected import Collected, collected_file, write_collected
 from g4seg_trt.dataset.folder import OutputFolder, check_output
 from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.names import check_names, read_classes, read_list
-from g4seg_trt.dataset.run import Result, RunOptions, refine_items, run_settings
+from g4seg_trt.dataset.result import Result
+from g4seg_trt.dataset.run import refine_items
+from g4seg_trt.dataset.settings import RunOptions, differences, run_settings
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.dataset.untouched import Untouched
 from g4seg_trt.errors import G4SegError, OutputError
 from g4seg_trt.evaluate import NamedEvaluation, comparison_lines, report_lines
+from g4seg_trt.evaluate.named import RESULT
+from g4seg_trt.evaluate.text import percent
+from g4seg_trt.masks.gather import some
 from g4seg_trt.outputs import check_distinct, folder_files
 from g4seg_trt.postprocess import parse_post
 from g4seg_trt.refiner import Refiner, engine_directory
@@ -50,7 +54,7 @@ from g4seg_trt.update import BackgroundRule
 
 
 def refine_folder(arguments: argparse.Namespace) -> int:
-    """Refine the masks of --images and write OUTPUT/probability, label, overlay and matches.
+    """Refine the masks of --images and write OUTPUT/probability, label, masks, overlay and matches.
 
     Returns:
         The exit code: SOME_FAILED if an image could not be done, INTERRUPTED if the run was asked to end.
@@ -72,7 +76,9 @@ def refine_folder(arguments: argparse.Namespace) -> int:
     page = _page(arguments, source, layout, rule)
     _check_reports(arguments, whole, layout, page)
     tally = Tally(
-        {} if arguments.json is not None and len(source) <= MOST_IMAGES else None, evaluation=NamedEvaluation(table)
+        {} if arguments.json is not None and len(source) <= MOST_IMAGES else None,
+        {entry.stem: place for place, entry in enumerate(source.entries)},
+        evaluation=NamedEvaluation(table),
     )
     with tally.timings.stage("open"):
         refiner, config = _opened(arguments)
@@ -86,31 +92,40 @@ def refine_folder(arguments: argparse.Namespace) -> int:
         ):
             if not isinstance(refiner, Untouched):
                 say_note(refiner)
-            _say_changes(folder.records.before, settings)
+            _say_changes(folder, settings, one_of_many=arguments.shard is not None)
             options = RunOptions(config or RefineConfig(), rule, stopped=asked, post=post, compare=compare)
+            collected, there = None, collected_file(source, layout)
+            outdated = there if there is not None and there.exists() else None
             try:
                 refine = refiner.refine_items if isinstance(refiner, RayRefiner) else partial(refine_items, refiner)
                 with closing(refine(source, settings, options, folder)) as results:
                     _follow(results, source, tally, page)
                 if not asked():
-                    _say_collected(write_collected(source, layout, tally.failures, rule))
+                    collected = write_collected(source, layout, tally.lost, rule)
             except G4SegError as error:
                 stopped_by = error
+            _say_collected(collected, outdated)
             interrupted = asked()
     tally.timings["total"] = perf_counter() - start
-    tally.sort(entry.stem for entry in source.entries)
+    tally.sort()
     evaluation, compared = _evaluated(arguments, tally)
-    _tell(arguments, layout, len(source), tally, [*_set_lines(evaluation), *_compared_lines(compared)])
+    if arguments.ground_truth is not None:
+        tally.remarks += _truth_remarks(source, tally)
     if stopped_by is not None:
         stopped_by = type(stopped_by)(f"{stopped_by}; {tally.done} images are done, go on with --resume")
-    try:
+    report = _report(arguments, facts, source, layout, tally)
+    report |= {"evaluation": evaluation, "compared": compared}
+    try:  # before anything is printed: whoever reads that may leave early
         if page is not None:
-            _write_page(page, arguments, facts, tally, summary_of(_counts(source, tally), evaluation, compared))
-        if arguments.json is not None:
-            report = _report(arguments, facts, source, layout, tally)
-            write_json(arguments.json, {**report, "evaluation": evaluation, "compared": compared})
-    except OutputError as error:  # on the same full disk
-        raise stopped_by or error from error
+            summary = summary_of(_counts(arguments, source, tally), evaluation, compared)
+            _write_page(page, arguments, facts, tally, summary)
+        if arguments.json not in (None, STDOUT):
+            write_json(arguments.json, report)
+    except OutputError as error:
+        stopped_by = stopped_by or error  # of the same full disk
+    _tell(arguments, layout, len(source), tally, [*_set_lines(evaluation), *_compared_lines(compared)])
+    if arguments.json == STDOUT:
+        write_json(STDOUT, report)
     if stopped_by is not None:
         raise stopped_by
     if interrupted:
@@ -146,8 +161,10 @@ def _page(
 ) -> Page | None:
     if arguments.report is None:
         return None
-    path = layout.root / "report.html" if arguments.report is True else Path(arguments.report)
-    return Page(path, source, layout, rule)
+    if arguments.report is not True:
+        return Page(Path(arguments.report), source, layout, rule)
+    part = "" if arguments.shard is None else "-{}-of-{}".format(*arguments.shard)
+    return Page(layout.root / f"report{part}.html", source, layout, rule)
 
 
 def _check_reports(arguments: argparse.Namespace, source: DatasetSource, layout: Layout, page: Page | None) -> None:
@@ -155,13 +172,13 @@ def _check_reports(arguments: argparse.Namespace, source: DatasetSource, layout:
     paths = [] if arguments.json in (None, STDOUT) else [Path(arguments.json)]
     if page is not None:
         paths.append(page.path)
+    folders = {folder.resolve(): folder for folder in (*layout.all_folders(), layout.records)}
     for path in paths:
         if path.parent != layout.root or layout.root.exists():  # it is made later
             check_writable(path)
-        if path.parent.resolve() in {folder.resolve() for folder in (*layout.all_folders(), layout.records)}:
-            raise OutputError(
-                f"cannot write {path}: {path.parent} is for what belongs to the images; choose another name"
-            )
+        taken = folders.get(path.resolve()) or folders.get(path.parent.resolve())
+        if taken is not None:
+            raise OutputError(f"cannot write {path}: {taken} is for what belongs to the images; choose another name")
     there = any(path.exists() for path in paths)  # only what is there can be an input
     check_distinct(paths, _inputs(arguments, source) if there else [])
 
@@ -188,30 +205,30 @@ def _follow(results: Iterator[Result], source: DatasetSource, tally: Tally, page
             bar.update()
 
 
-def _say_changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-    """What differs from the run before, whose images are then done again."""
-    if before is None:
-        return
-    changes = [
-        f"{name} {_shown(before.get(name))}, now {_shown(now.get(name))}"
-        for name in {**now, **before}
-        if before.get(name) != now.get(name)
-    ]
-    if changes:
-        say(f"settings changed ({'; '.join(changes)}): images done with others are done again")
+def _say_changes(folder: OutputFolder, now: Mapping[str, Any], *, one_of_many: bool) -> None:
+    """What differs from the run before, whose images are then done again, and from those of the other shards."""
+    before = folder.records.before
+    if before is not None and (changes := differences(before, now)):
+        whose = "of this shard " if one_of_many else ""
+        say(f"settings changed ({changes}): images {whose}done with others are done again")
+    if folder.beside:
+        changes = differences(next(iter(folder.beside.values())), now)
+        say(
+            f"warning: results of other shards ({some(folder.beside)}) are still of other settings ({changes}): run "
+            "those again with --resume and the settings of this one"
+        )
 
 
-def _say_collected(collected: Collected | None) -> None:
-    """Whose masks are in the file of all images as they came."""
+def _say_collected(collected: Collected | None, outdated: Path | None) -> None:
+    """Whose masks are in the file of all images as they came, or that there is none any more."""
+    if outdated is not None and not outdated.exists():
+        say(
+            f"warning: {outdated} was of results that have changed and is removed: --resume with neither --shard nor "
+            "--limit writes it again"
+        )
     if collected is not None and collected.unrefined:
         first, number = collected.unrefined[0], len(collected.unrefined)
         say(f"warning: {collected.path} has the masks of {number} images as they came (first: {first}): not refined")
-
-
-def _shown(value: object) -> str:
-    """A setting for people; hashes shortened."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Refiner | RayRefiner | Untouched, RefineConfig | None]:
@@ -234,7 +251,17 @@ def _evaluated(arguments: argparse.Namespace, tally: Tally) -> tuple[dict[str, A
     evaluation = tally.evaluation.summary()
     if evaluation is None or arguments.compare is None:
         return evaluation, {}
-    return evaluation, {row: one for row in tally.evaluation.rows if (one := tally.evaluation.summary(row)) is not None}
+    # Where nothing is refined, half of the rows would say the same again.
+    rows = [row for row in tally.evaluation.rows if not (arguments.no_refine and row.startswith(RESULT))]
+    return evaluation, {row: one for row in rows if (one := tally.evaluation.summary(row)) is not None}
+
+
+def _truth_remarks(source: DatasetSource, tally: Tally) -> Iterator[str]:
+    """What the figures leave out."""
+    if without := source.without_truth:
+        yield f"{len(without)} images have no ground truth in {source.truth}: not evaluated ({some(without)})"
+    if missing := tally.evaluation.missing:
+        yield f"no figures of the set: {missing}"
 
 
 def _set_lines(evaluation: Mapping[str, Any] | None) -> list[str]:
@@ -245,18 +272,22 @@ def _compared_lines(compared: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return comparison_lines(compared) if compared else []
 
 
-def _counts(source: DatasetSource, tally: Tally) -> dict[str, int]:
-    counts = {"images": len(source), "refined": tally.refined, "done before": tally.skipped}
+def _counts(arguments: argparse.Namespace, source: DatasetSource, tally: Tally) -> dict[str, int]:
+    counts = {"images": len(source), _done_word(arguments): tally.refined, "done before": tally.skipped}
     return {**counts, "failed": len(tally.failures)}
+
+
+def _done_word(arguments: argparse.Namespace) -> str:
+    return "processed" if arguments.no_refine else "refined"
 
 
 def _write_page(
     page: Page, arguments: argparse.Namespace, facts: Mapping[str, Any], tally: Tally, summary: Mapping[str, Any]
 ) -> None:
     spent = {name: value for name, value in tally.timings.items() if name != "total"}
-    paths = ("images", "masks", "ground_truth", "output")
-    inputs = {name.replace("_", " "): getattr(arguments, name) for name in paths}
-    page.write(f"g4seg-refine: {arguments.images}", summary, {**inputs, **facts}, tally.failures, spent)
+    inputs = {name.replace("_", " "): value for name, value in folder_inputs(arguments).items() if value is not None}
+    told = {**inputs, "output": arguments.output, **facts}
+    page.write(f"g4seg-refine: {arguments.images}", summary, told, tally.failures, spent)
 
 
 def _report(
@@ -266,6 +297,7 @@ def _report(
         "command": "g4seg-refine",
         **facts,
         "output": arguments.output,
+        "inputs": folder_inputs(arguments),
         "records": str(layout.records),
         "count": len(source),
         "refined": tally.refined,
@@ -294,7 +326,8 @@ def _tell(arguments: argparse.Namespace, layout: Layout, count: int, tally: Tall
         say(f"masks: {', '.join(f'{number} {name}' for name, number in tally.formats.items())}")
     if arguments.json != STDOUT:
         failed = len(tally.failures)
-        print(f"{count} images: {tally.refined} refined, {tally.skipped} skipped (done before), {failed} failed")
+        done = f"{tally.refined} {_done_word(arguments)}, {tally.skipped} skipped (done before)"
+        print(f"{count} images: {done}, {failed} failed")
         if arguments.ground_truth is not None:
             mean = tally.iou.to_mapping()
             print(

@@ -1,10 +1,12 @@
-"""Options that stand for settings: their declaration and their way into a RefineConfig."""
+"""Options that several commands have: their declaration, and what they stand for."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from g4seg_trt.class_table import ClassTable
 from g4seg_trt.config import PRESETS, RESOLUTIONS
 
 BACKENDS = ("onnxruntime", "openvino", "tensorrt")
@@ -15,6 +17,11 @@ AUTO = "auto"
 
 SETTINGS = ("timestep", "beta", "certainty_filter", "emi_self", "emi_cross", "seed", "soften", "resolution", "radius")
 """The fields of RefineConfig that have an option of the same name."""
+
+_ENGINE = (
+    *("engine", "backend", "device", "batch_size", "threads"),
+    *("compute_precision", "low_memory", "no_cache", "verify"),
+)
 
 
 def add_setting_options(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +72,7 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
         type=soften,
         default=absent,
         metavar="SIGMA|auto",
-        help="blur of the mask, as a share of the longer side; auto: 0.02 if it has only 0 and 1",
+        help="blur of the mask, as a share of the longer side; auto: 0.02 if it has only 0 and one other value",
     )
     add(
         "--resolution",
@@ -119,6 +126,20 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that stand on the command line, by their names in RefineConfig."""
     return {name: getattr(arguments, name) for name in SETTINGS if hasattr(arguments, name)}
+
+
+def given_for_refinement(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[str]:
+    """The options on the command line that say how to refine: those of `add_engine_options`, and of the settings."""
+    names = [name for name in _ENGINE if getattr(arguments, name) != parser.get_default(name)]
+    names += ["preset"] if arguments.preset is not None else []
+    return [f"--{name.replace('_', '-')}" for name in (*names, *given_settings(arguments))]
+
+
+def class_table(arguments: argparse.Namespace) -> ClassTable | None:
+    """The table of --class-table or --dataset, if either is given; raises InputError, ClassNameError."""
+    if arguments.class_table is not None:
+        return ClassTable.read(Path(arguments.class_table))
+    return None if arguments.dataset is None else ClassTable.of_dataset(arguments.dataset)
 
 
 def certainty_filter(text: str) -> tuple[float, float] | None:

@@ -9,9 +9,10 @@ from typing import Any
 from g4seg_trt.dataset.done import draw_done
 from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.measures import mean_iou
-from g4seg_trt.dataset.run import SKIPPED, Result
+from g4seg_trt.dataset.result import SKIPPED, Result
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.report import ReportRow, ReportRows, write_report
+from g4seg_trt.report.html import percent
 from g4seg_trt.update import BackgroundRule
 
 
@@ -78,14 +79,14 @@ def summary_of(
     summary: dict[str, Any] = dict(counts)
     if evaluation is not None:
         for name, one in (("before", evaluation["coarse"]), ("after", evaluation["figures"])):
-            summary[f"mean IoU {name}"] = _percent(one["mean_iou"])
+            summary[f"mean IoU {name}"] = percent(one["mean_iou"], 2)
         summary["Gain by the IoU of the coarse mask"] = [
             {
                 "IoU before": f"{100 * stratum['from']:.0f} to {100 * stratum['to']:.0f} %",
                 "masks": stratum["masks"],
-                "before": _percent(stratum["before"]),
-                "after": _percent(stratum["after"]),
-                "made worse": _percent(stratum["worse"]),
+                "before": percent(stratum["before"], 2),
+                "after": percent(stratum["after"], 2),
+                "made worse": percent(stratum["worse"], 2),
             }
             for stratum in evaluation["gain"]["strata"]
         ]
@@ -93,13 +94,9 @@ def summary_of(
         summary["Compared"] = [
             {
                 "masks": name,
-                "mean IoU": _percent(one["figures"]["mean_iou"]),
-                "made worse": _percent(one["gain"]["strata"][-1]["worse"]),
+                "mean IoU": percent(one["figures"]["mean_iou"], 2),
+                "made worse": percent(one["gain"]["strata"][-1]["worse"], 2),
             }
             for name, one in compared.items()
         ]
     return summary
-
-
-def _percent(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.2f} %"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from g4seg_trt.class_table import DATASETS
 from g4seg_trt.cli.common import new_parser, run
-from g4seg_trt.cli.options import add_engine_options, add_setting_options, shard
+from g4seg_trt.cli.options import add_engine_options, add_setting_options, given_for_refinement, shard
 
 DESCRIPTION = (
     "Refine coarse segmentation masks. One image: --image, --mask, --class-name, --output. "
@@ -64,7 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--output",
         metavar="PATH",
         required=True,
-        help="refined probability: .png (16 bit, one class), .npz, or the format of the mask; a folder for --images",
+        help="refined probability: .png (16 bit, one class), .npz, or with the mask's suffix in its own format; a "
+        "folder for --images",
     )
     add(
         "--label",
@@ -95,14 +96,14 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--no-refine",
         action="store_true",
-        help="leave the masks as they are, for --post alone as a baseline; needs no engine",
+        help="leave the masks as they are, for --post or --compare alone as a baseline; needs no engine",
     )
     add("--json", metavar="FILE|-", help="report: settings, seconds by stage, areas, changed pixels, IoU")
     add(
         "--background",
         metavar="RULE",
         help="how labels are decided, and with them where each class is injected: constant:T, power:P, or channel "
-        "(a mask of the class background) (default: constant:0.5, in a folder the masks' own rule if they bring one)",
+        "(a mask of the class background) (default: the masks' own rule if they bring one, else constant:0.5)",
     )
     _add_run_options(parser)
     add_setting_options(parser)
@@ -124,7 +125,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--shard",
         type=shard,
         metavar="I/N",
-        help="only every N-th image from the I-th on; N such runs share an output folder",
+        help="only every N-th image from the I-th on; N such runs of the same settings share an output folder",
     )
     add(
         "--ray",
@@ -152,7 +153,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         nargs="?",
         const=True,
-        help="one HTML page with figures and pictures (default: OUTPUT/report.html)",
+        help="one HTML page with figures and pictures (default: OUTPUT/report.html, of a shard report-I-of-N.html)",
     )
 
 
@@ -204,12 +205,14 @@ def execute(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
 def _check_steps(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """What is done to the masks, and what each of it needs."""
     if arguments.no_refine:
-        if arguments.post is None:
-            parser.error("--no-refine goes with --post: nothing else is left to do")
+        if arguments.post is None and arguments.compare is None:
+            parser.error("--no-refine goes with --post or --compare: nothing else is left to do")
         if arguments.matches is not None:
             parser.error("--matches shows what a refinement matched: leave out --no-refine")
         if arguments.ray is not None:
             parser.error("--ray refines on many workers: leave out --no-refine")
+        if given := given_for_refinement(parser, arguments):
+            parser.error(f"--no-refine leaves nothing to do for {', '.join(given)}: leave out one or the other")
     elif arguments.engine is None:
         parser.error("the following arguments are required: --engine")
     if arguments.workers is not None and arguments.ray is None:

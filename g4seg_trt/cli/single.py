@@ -12,18 +12,17 @@ from g4seg_trt.atomic import check_writable
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.cli.common import DONE, STDOUT, say, write_json
 from g4seg_trt.cli.facts import (
-    class_table,
     open_refiner,
-    percent,
     plain_facts,
     run_facts,
     say_note,
     seconds,
     stages,
 )
+from g4seg_trt.cli.options import class_table
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.dataset.job import Job
-from g4seg_trt.dataset.mask_files import OWN, MaskFile, MaskSource, only, open_masks
+from g4seg_trt.dataset.mask_files import MaskFile, MaskSource, only, open_masks
 from g4seg_trt.dataset.measures import ClassFigures, mean_iou
 from g4seg_trt.dataset.named_files import NamedFiles
 from g4seg_trt.dataset.names import check_names
@@ -32,9 +31,10 @@ from g4seg_trt.dataset.source import Item
 from g4seg_trt.dataset.untouched import untouched
 from g4seg_trt.dataset.writing import Work, write_label
 from g4seg_trt.errors import ConfigError, OutputError
+from g4seg_trt.evaluate.text import percent
 from g4seg_trt.inputs import check_masks
 from g4seg_trt.listing import composed
-from g4seg_trt.masks import check_probability_path, write_probabilities
+from g4seg_trt.masks import PROBABILITY_SUFFIXES, check_probability_path, write_probabilities
 from g4seg_trt.masks.coarse import Naming
 from g4seg_trt.masks.detect import detect
 from g4seg_trt.masks.formats import CollectionFormat
@@ -46,6 +46,9 @@ from g4seg_trt.refinement import Refinement
 from g4seg_trt.refiner import engine_directory
 from g4seg_trt.timing import Timings
 from g4seg_trt.update import BACKGROUND, BackgroundRule
+
+_USUAL = frozenset({"png", "index-png", "npy", "npz", "class-folder"})
+"""Formats that nobody has to be told of who gives a mask with its class name."""
 
 
 def refine_image(arguments: argparse.Namespace) -> int:
@@ -72,7 +75,11 @@ def refine_image(arguments: argparse.Namespace) -> int:
     with spent.stage("read"):
         image, masks, rule = job.load()
         if rule.kind == "channel" and BACKGROUND not in masks:
-            raise ConfigError(f"the background rule channel needs --mask {BACKGROUND}=FILE")
+            there = f", which {files} does not hold" if isinstance(files, Path) else ""
+            raise ConfigError(
+                f"the background rule channel needs a mask of the {BACKGROUND}{there}: give --mask NAME=FILE for each "
+                f"class and --mask {BACKGROUND}=FILE, or choose another --background"
+            )
         masks = check_masks(masks, (image.shape[0], image.shape[1]))
     _check_form(outputs["probability"], source, len(masks) - (rule.kind == "channel"))
     if arguments.no_refine:
@@ -90,6 +97,7 @@ def refine_image(arguments: argparse.Namespace) -> int:
         report = {
             "command": "g4seg-refine",
             **facts,
+            "background": str(rule),
             "image": {"file": arguments.image, "width": width, "height": height},
             "classes": _class_reports(work.figures, work.refinement),
             "changed_pixels": work.changed_pixels,
@@ -160,6 +168,7 @@ def _check_outputs(arguments: argparse.Namespace, files: dict[str, Path] | Path)
         check_writable(path)
     inputs = [Path(arguments.image), *([files] if isinstance(files, Path) else files.values())]
     inputs += [Path(path) for path in (arguments.ground_truth, arguments.class_table) if path is not None]
+    inputs += [file for path in inputs for file in folder_files(path)]
     if arguments.engine is not None:
         inputs += folder_files(engine_directory(arguments.engine))
     check_distinct(outputs.values(), inputs)
@@ -167,9 +176,9 @@ def _check_outputs(arguments: argparse.Namespace, files: dict[str, Path] | Path)
 
 
 def _comes_back(path: Path, source: MaskSource) -> bool:
-    """Whether the probabilities are written as the masks came."""
-    back = source.back()
-    return back is not None and path.suffix.lower() == Path(back).suffix.lower()
+    """Whether the probabilities are written as the mask came: where the suffix is its own and not .png or .npz."""
+    back, suffix = source.back(), path.suffix.lower()
+    return back is not None and suffix == back.suffix and suffix not in PROBABILITY_SUFFIXES
 
 
 def _check_form(path: Path, source: MaskSource, classes: int) -> None:
@@ -180,15 +189,16 @@ def _check_form(path: Path, source: MaskSource, classes: int) -> None:
         check_probability_path(path, classes)
     except OutputError as error:
         back = source.back()
-        if back is None or path.suffix.lower() == ".png":
+        if back is None or {path.suffix.lower(), back.suffix} & {*PROBABILITY_SUFFIXES}:
             raise
-        raise OutputError(f"{error}, or as {Path(back).suffix} as the mask came") from error
+        what = "a folder (no suffix)" if back.is_folder else back.suffix
+        raise OutputError(f"{error}, or as {what} as the mask came") from error
 
 
 def _say_formats(arguments: argparse.Namespace, source: MaskSource) -> None:
     """What the mask was taken for, where the user might have meant another format."""
     name, evidence = source.taken_for()
-    if name and (name not in OWN or arguments.class_name is None):
+    if name and (name not in _USUAL or arguments.class_name is None):
         say(f"masks: {evidence}")
 
 
@@ -197,7 +207,7 @@ def _write(
 ) -> None:
     names = work.masks.names
     if _comes_back(outputs["probability"], source):
-        source.write(outputs["probability"], work.masks.with_probabilities(work.refined))
+        source.write(outputs["probability"], work.refined_masks)
     else:
         write_probabilities(outputs["probability"], work.refinement.probabilities)
     if "label" in outputs:

@@ -13,12 +13,12 @@ from typing import Any
 
 from g4seg_engine.manifest import Manifest
 from g4seg_trt.backends import AUTO as AUTO_BACKEND
-from g4seg_trt.backends import BACKENDS, Execution
+from g4seg_trt.backends import BACKENDS, Execution, fingerprint_of
 from g4seg_trt.cluster.connection import LOCAL, Room, connect, disconnect, import_ray, make_room, nodes
 from g4seg_trt.cluster.permit import Permit
 from g4seg_trt.cluster.worker import (
     BEFORE,
-    OUTCOME,
+    OUTCOMES,
     PADDING,
     PLACE,
     Assignment,
@@ -37,11 +37,12 @@ from g4seg_trt.cluster.worker import (
 from g4seg_trt.config import RefineConfig, resolve_config
 from g4seg_trt.dataset.folder import OutputFolder
 from g4seg_trt.dataset.layout import Layout
-from g4seg_trt.dataset.run import Result, RunOptions, make_plan, refine_into, run_settings
+from g4seg_trt.dataset.result import Result
+from g4seg_trt.dataset.run import make_plan, recorder, refine_into
+from g4seg_trt.dataset.settings import RunOptions, run_settings
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.errors import ClusterError, ConfigError, G4SegError
 from g4seg_trt.postprocess import PostProcess, parse_post
-from g4seg_trt.refiner import fingerprint_of
 from g4seg_trt.update import BackgroundRule
 
 _IMAGES_IN_TASK = 8
@@ -62,9 +63,9 @@ class RayRefiner:
     files are the same, byte for byte, for any number of workers: a result depends on the batch size, never on its
     neighbours.
 
-    This process alone holds the output folder and appends to the records: it withdraws the record of an image before
-    a worker is given it, and adds one when the worker has written all its files. A worker that dies is replaced by
-    Ray, and the task that it had is begun again.
+    This process alone holds the output folder and appends to the records: it withdraws the record of an image whose
+    inputs have changed before a worker is given it, and adds one when the worker has written all its files. A worker
+    that dies is replaced by Ray, and the task that it had is begun again.
 
     Use it as a context manager, or call `close`.
 
@@ -222,7 +223,7 @@ class RayRefiner:
         self, source: DatasetSource, settings: Mapping[str, Any], options: RunOptions, folder: OutputFolder
     ) -> Generator[Result, None, None]:
         """As g4seg_trt.dataset.run.refine_items, in any order; raises ClusterError too."""
-        records = folder.records
+        records, told = folder.records, recorder(folder, source)
         with Permit.issue(folder.layout.records) as permit:
             work = Assignment(
                 self._engine,
@@ -246,10 +247,12 @@ class RayRefiner:
             with closing(self._outcomes(LookingWorker, recorded, work, options.stopped)) as looked:
                 for outcome in looked:
                     if isinstance(outcome, Todo):
-                        # Before any worker may change the image's outputs.
-                        records.withdraw(stems[outcome.place])
+                        if outcome.stale:  # before any worker may change the image's outputs
+                            told.withdraw(stems[outcome.place])
                         todo.append(outcome.place)
                     else:
+                        if outcome.remeasured and outcome.record is not None:
+                            told.add(outcome.record)
                         yield outcome
             del recorded
             rows = [(place, bare_record(records.find(stems[place]))) for place in sorted(todo)]
@@ -258,7 +261,7 @@ class RayRefiner:
                     if isinstance(outcome, Todo):
                         continue
                     if outcome.record is not None:
-                        records.add(outcome.record)
+                        told.add(outcome.record)
                     yield outcome
 
     def _outcomes(
@@ -316,8 +319,8 @@ class RayRefiner:
             **room.resources(),
         )
         for batch in mapped.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-            for data in batch[OUTCOME]:
-                yield pickle.loads(data)
+            for data in batch[OUTCOMES]:
+                yield from pickle.loads(data)
 
 
 def _wants_gpu(engine: EngineOptions, there: bool) -> bool:

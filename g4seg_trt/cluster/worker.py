@@ -23,14 +23,16 @@ from g4seg_trt.cluster.permit import Permit
 from g4seg_trt.dataset.job import Job
 from g4seg_trt.dataset.plan import DoneBefore, Finished, Plan
 from g4seg_trt.dataset.record import Record
-from g4seg_trt.dataset.run import Result, RunOptions, StopRun, refine_jobs
+from g4seg_trt.dataset.result import Result
+from g4seg_trt.dataset.run import StopRun, refine_jobs, skipped
+from g4seg_trt.dataset.settings import RunOptions
 from g4seg_trt.dataset.source import DatasetSource
-from g4seg_trt.errors import ClusterError, G4SegError, InputError
-from g4seg_trt.refinement import Refinement
+from g4seg_trt.dataset.writing import Work
+from g4seg_trt.errors import ClusterError, G4SegError
 from g4seg_trt.refiner import Refiner, engine_directory
 from g4seg_trt.update import BackgroundRule
 
-PLACE, BEFORE, OUTCOME = "place", "before", "outcome"
+PLACE, BEFORE, OUTCOMES = "place", "before", "outcomes"
 """Columns: of the rows that go to the workers, and of those that come back."""
 
 PADDING = -1
@@ -91,9 +93,15 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Todo:
-    """The image at this place is not done."""
+    """The image at this place is not done.
+
+    Attributes:
+        place: among the images of the source.
+        stale: whether its outputs are of other inputs, not of these and only not all there.
+    """
 
     place: int
+    stale: bool
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ Outcome = Result | Todo | Ended | G4SegError
 
 
 class Worker:
-    """A callable class as Ray Data's actor pools take it: rows of names go in, a row for each image comes out.
+    """A callable class as Ray Data's actor pools take it: rows of names go in, rows of results come out.
 
     What a user can mend goes back as a row too: an error raised here would reach the user as Ray's traceback.
 
@@ -128,10 +136,10 @@ class Worker:
             self._problem = type(error)(f"worker on {socket.gethostname()}: {error}")
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Take a task; yields each outcome as soon as it is there."""
+        """Take a task; yields outcomes as soon as they are there, those together that came while Ray was busy."""
         places = [int(place) for place in batch[PLACE] if place != PADDING]
-        for outcome in self._outcomes(places, batch[BEFORE]):
-            yield {OUTCOME: np.array([pickle.dumps(outcome)], dtype=object)}
+        for outcomes in _worked_ahead(self._outcomes(places, batch[BEFORE])):
+            yield {OUTCOMES: np.array([pickle.dumps(outcomes)], dtype=object)}
 
     def _open(self) -> None:
         """Get ready; raises G4SegError."""
@@ -156,7 +164,7 @@ class Worker:
                     )
                 else:
                     jobs = [self._job(place, before) for place, before in zip(places, befores, strict=False)]
-                    yield from _worked_ahead(self._work(dict(zip(places, jobs, strict=True))))
+                    yield from self._work(dict(zip(places, jobs, strict=True)))
         if permit.has_ended():
             yield Ended(import_ray().get_runtime_context().get_actor_id())
 
@@ -180,18 +188,20 @@ class LookingWorker(Worker):
                 job.look()
                 job.check()
             except DoneBefore as done:
+                yield skipped(job, done)
+            except G4SegError as error:
+                if job.stale:  # whoever refines fails at it too, and removes what is there
+                    yield Todo(place, True)
+                    continue
                 yield Result(
                     item.stem,
                     item.name,
-                    classes=done.classes,
-                    counts=done.counts,
-                    record=done.record,
+                    error=error.with_traceback(None),
+                    kept=job.keeps_outputs(),
                     taken_for=job.taken_for,
                 )
-            except InputError as error:
-                yield Result(item.stem, item.name, error=error.with_traceback(None), taken_for=job.taken_for)
             else:
-                yield Todo(place)
+                yield Todo(place, not job.holds)
 
 
 class RefiningWorker(Worker):
@@ -217,7 +227,7 @@ class RefiningWorker(Worker):
         try:
             with closing(refine_jobs(self._refiner, jobs.values(), work.plan, options, _Told())) as results:
                 for result in results:
-                    yield _without_arrays(result)
+                    yield without_arrays(result)
         except G4SegError as error:
             yield error.with_traceback(None)
 
@@ -234,11 +244,11 @@ class _WorkersJob(Job):
         self.look()
         return self.read()
 
-    def finish(self, refinement: Refinement) -> Finished:
+    def finish(self, work: Work) -> Finished:
         """See Job.finish."""
         if not self._permit.is_valid():
             raise StopRun
-        return super().finish(refinement)
+        return super().finish(work)
 
 
 class _Told:
@@ -251,7 +261,7 @@ class _Told:
         """It is in the result."""
 
 
-def _worked_ahead(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+def _worked_ahead(outcomes: Iterator[Outcome]) -> Iterator[list[Outcome]]:
     """The same outcomes, of work that goes on in a thread: Ray holds a worker up until an earlier row is taken."""
     ready: SimpleQueue[Outcome | None] = SimpleQueue()
 
@@ -264,12 +274,17 @@ def _worked_ahead(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="g4seg-work") as pool:
         working = pool.submit(work)
-        while (outcome := ready.get()) is not None:
-            yield outcome
+        waiting = True
+        while waiting:
+            found = [ready.get(), *(ready.get_nowait() for _ in range(ready.qsize()))]
+            waiting = None not in found  # the last thing that is put
+            if some := [outcome for outcome in found if outcome is not None]:
+                yield some
         working.result()  # raises what ended it, if that was a bug
 
 
-def _without_arrays(result: Result) -> Result:
+def without_arrays(result: Result) -> Result:
+    """A result that is small enough to be sent: pixels stay where they are written."""
     if result.refinement is None:
         return result
     bare: dict[str, Any] = {name: {} for name in ("probabilities", "generated", "denoised", "indices", "similarities")}

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from g4seg_trt.dataset.layout import MASKS, PROBABILITY, Layout
+from g4seg_trt.dataset.layout import PROBABILITY, Layout
 from g4seg_trt.dataset.mask_files import MaskCollection
+from g4seg_trt.dataset.record import Record, Records
 from g4seg_trt.dataset.source import DatasetSource
-from g4seg_trt.masks import read_masks
+from g4seg_trt.masks.array import npz_headers, read_npz
 from g4seg_trt.masks.coarse import CoarseMasks
 from g4seg_trt.outputs import make_folders
 from g4seg_trt.update import BackgroundRule
@@ -30,6 +31,45 @@ class Collected:
     unrefined: tuple[str, ...]
 
 
+class CollectedRecords:
+    """The records of a run whose file of all images is removed before the first image that changes does.
+
+    Only a whole run that comes to its end writes the file: what it held else would be of other results than the rest
+    of the folder.
+
+    Args:
+        records: of the output folder.
+        layout: the output folder.
+        path: the file, from `collected_file`; None if there is none.
+    """
+
+    def __init__(self, records: Records, layout: Layout, path: Path | None) -> None:
+        self._records = records
+        self._layout = layout
+        self._path = path
+
+    def withdraw(self, stem: str) -> None:
+        """See Records."""
+        self._remove()
+        self._records.withdraw(stem)
+
+    def add(self, record: Record) -> None:
+        """See Records."""
+        if record.stem not in self._records:  # or its outputs are the same again, if it was not withdrawn
+            self._remove()
+        self._records.add(record)
+
+    def _remove(self) -> None:
+        if self._path is not None:
+            self._layout.remove(self._path)
+            self._path = None
+
+
+def collected_file(source: DatasetSource, layout: Layout) -> Path | None:
+    """The file that the masks of all images go back into; None if they came one by one."""
+    return layout.masks(source.masks.path.name) if isinstance(source.masks, MaskCollection) else None
+
+
 def write_collected(
     source: DatasetSource, layout: Layout, failed: Collection[str], rule: BackgroundRule | None
 ) -> Collected | None:
@@ -40,7 +80,7 @@ def write_collected(
     Args:
         source: all images; each has its probabilities in the output folder, unless it failed.
         layout: the output folder.
-        failed: stems of the images that failed.
+        failed: stems of the images that failed and keep nothing of an earlier run.
         rule: the background rule asked for, None for the masks' own.
 
     Returns:
@@ -50,25 +90,28 @@ def write_collected(
         MaskError: if something that was readable is no longer.
         OutputError: if the file cannot be written.
     """
-    whole = source.masks
-    if source.is_part or not isinstance(whole, MaskCollection):
+    whole, path = source.masks, collected_file(source, layout)
+    if source.is_part or path is None or not isinstance(whole, MaskCollection):
         return None
     stems = {entry.masks: entry.stem for entry in source.entries if isinstance(entry.masks, str)}
     done = {key: stem for key, stem in stems.items() if stem not in failed}
     keys = whole.collection.stems()
 
-    def refined() -> Iterator[tuple[str, CoarseMasks]]:
+    def results() -> Iterator[tuple[str, CoarseMasks]]:
         for key in keys:
             if key not in done:
                 yield key, whole.collection.read(key)
                 continue
-            masks = whole.collection.read(key, source.naming(done[key]))
+            refined = layout.file(PROBABILITY, done[key], 2)  # .npz for one class too: see keeps_names
+            shape = next(iter(npz_headers(refined).values()))[0]
+            size = (shape[0], shape[1]) if len(shape) == 2 else None
+            maps = read_npz(refined, image=size)
+            naming = replace(source.naming(done[key]), size=size, rules=(rule,))
+            masks = whole.collection.read(key, naming)
             if masks.names:
-                maps = read_masks(layout.file(PROBABILITY, done[key], len(masks.names)))
                 masks = masks.with_probabilities(np.stack([maps[name] for name in masks.names]))
             yield key, replace(masks, rule=rule or masks.rule)
 
-    path = layout.root / MASKS / whole.path.name
     make_folders([path.parent])
-    whole.format.write(path, refined(), whole.collection)
+    whole.format.write(path, results(), whole.collection)
     return Collected(path, tuple(key for key in keys if key not in done))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from g4seg_trt.arrays import Labels
+from g4seg_trt.arrays import Bools, Labels
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.dataset.layout import LABEL, Layout
-from g4seg_trt.dataset.measures import ClassFigures, GroundTruth, figures, read_ground_truth, scores
+from g4seg_trt.dataset.mask_files import Size
+from g4seg_trt.dataset.measures import ClassFigures, GroundTruth, figures, numbered, read_ground_truth, scores
 from g4seg_trt.dataset.plan import DoneBefore, Plan, compared_rows
 from g4seg_trt.dataset.record import Record
 from g4seg_trt.dataset.source import Item
@@ -22,7 +23,7 @@ from g4seg_trt.evaluate.named import COARSE, RESULT
 from g4seg_trt.geometry import load_image
 from g4seg_trt.masks import read_index_png
 from g4seg_trt.masks.coarse import CoarseMasks
-from g4seg_trt.masks.labels import background_of, places, places_of, without
+from g4seg_trt.masks.labels import background_of, places, places_of, unlabelled, without
 from g4seg_trt.report import Pictures, draw_pictures
 from g4seg_trt.update import BackgroundRule
 
@@ -44,7 +45,9 @@ class DoneImage:
     truth: GroundTruth | None
 
 
-def read_done(item: Item, layout: Layout, rule: BackgroundRule | None, table: ClassTable | None) -> DoneImage:
+def read_done(
+    item: Item, layout: Layout, rule: BackgroundRule | None, table: ClassTable | None, size: Size | None
+) -> DoneImage:
     """Read an image that is done.
 
     Args:
@@ -52,6 +55,7 @@ def read_done(item: Item, layout: Layout, rule: BackgroundRule | None, table: Cl
         layout: where its outputs are.
         rule: the background rule asked for, None for the masks' own.
         table: the data set's classes, if it has them.
+        size: the image's (height, width), if it is known.
 
     Raises:
         InputError: if an input or the label picture cannot be read, or does not fit the others.
@@ -60,7 +64,7 @@ def read_done(item: Item, layout: Layout, rule: BackgroundRule | None, table: Cl
         raise item.masks
     if isinstance(item.truth, InputError):
         raise item.truth
-    masks = item.masks.read()
+    masks = item.masks.read(size, (rule,))
     (before,) = places(masks, masks.probabilities, [background_of(masks, table, rule)])
     path = layout.file(LABEL, item.stem, len(masks.ids))
     pixels = read_index_png(path)
@@ -93,29 +97,51 @@ def check_done(record: Record, item: Item, plan: Plan, layout: Layout, truth_sha
             name: ClassFigures(*(values[field] for field in known))
             for name, values in details.get("classes", {}).items()
         }
+        if truth_sha256 is None:  # nobody asks how it compared with the one of an earlier run
+            classes = {name: replace(one, iou_before=None, iou_after=None) for name, one in classes.items()}
+            raise DoneBefore(record, classes, None)
         counts = {row: NamedCounts.from_mapping(one) for row, one in stored.items()} or None
-        raise DoneBefore(record, classes, None if truth_sha256 is None else counts)
-    done = read_done(item, layout, plan.rule, plan.table)
+        raise DoneBefore(record, classes, counts)
+    size = details.get("size")
+    done = read_done(item, layout, plan.rule, plan.table, None if size is None else (size[0], size[1]))
     if done.truth is None:
         raise DoneBefore(record, {}, None)
     rows = {COARSE: done.before, RESULT: done.after}
     before, after = (without(place, done.masks.ignored) for place in (done.before, done.after))
     measured = figures(done.masks.names, before, after, done.truth)
-    raise DoneBefore(record, measured, scores(done.masks, rows, done.truth, plan.table))
+    counts = scores(done.masks, rows, done.truth, plan.table)
+    known_of = details.get("classes", {})
+    new = {
+        "classes": {name: {**known_of.get(name, {}), **one.to_mapping()} for name, one in measured.items()},
+        "truth_sha256": truth_sha256,
+        "counts": {row: one.to_mapping() for row, one in counts.items()},
+    }
+    raise DoneBefore(replace(record, details={**details, **new}), measured, counts, remeasured=True)
 
 
 def draw_done(item: Item, layout: Layout, rule: BackgroundRule | None, table: ClassTable | None) -> Pictures | None:
     """The pictures of an image that is done, for a report; None if something cannot be read any more."""
     try:
-        done = read_done(item, layout, rule, table)
         image = load_image(item.image)
+        done = read_done(item, layout, rule, table, (image.shape[0], image.shape[1]))
     except G4SegError:
         return None
     if image.shape[:2] != done.before.shape:
         return None
     if done.truth is None:
         return draw_pictures(image, done.before, done.after)
-    truth: Labels = np.zeros(done.before.shape, dtype=np.uint16)
-    for place, name in enumerate(done.masks.names, start=1):
-        truth[done.truth.regions[name]] = place
-    return draw_pictures(image, done.before, done.after, truth, ~done.truth.valid)
+    truth, ignored = _true_places(done.masks, done.truth, table)
+    return draw_pictures(image, done.before, done.after, truth, ignored)
+
+
+def _true_places(masks: CoarseMasks, truth: GroundTruth, table: ClassTable | None) -> tuple[Labels, Bools]:
+    """The places of the true classes, unsigned [H,W], and the pixels that do not count, bool [H,W].
+
+    All classes that the masks do not have share one place after theirs: those pixels are neither background nor right.
+    """
+    ids = tuple(numbered(masks.names).values()) if table is None else masks.ids
+    allowed = ids if table is None else [entry.id for entry in table.classes]
+    ignored = ~truth.valid | unlabelled(truth.labels, allowed)
+    place = places_of(truth.labels, ids)
+    place[(place == 0) & (truth.labels != 0)] = len(ids) + 1
+    return place, np.asarray(ignored)

@@ -15,8 +15,8 @@ from g4seg_engine.manifest import file_sha256
 from g4seg_trt.arrays import Bytes, Floats, Labels
 from g4seg_trt.atomic import check_writable, reason
 from g4seg_trt.dataset.done import check_done
-from g4seg_trt.dataset.layout import KINDS, MASKS, PROBABILITY, Layout
-from g4seg_trt.dataset.mask_files import MaskSource, content_digest
+from g4seg_trt.dataset.layout import ALWAYS, KINDS, MASKS, PROBABILITY, Layout
+from g4seg_trt.dataset.mask_files import MaskSource, content_digest, names_of
 from g4seg_trt.dataset.measures import GroundTruth, figures, read_ground_truth, scores
 from g4seg_trt.dataset.plan import Finished, NothingToRefine, Plan, compared_rows
 from g4seg_trt.dataset.record import Key, Record
@@ -27,6 +27,7 @@ from g4seg_trt.evaluate.named import COARSE, RESULT
 from g4seg_trt.geometry import load_image
 from g4seg_trt.masks.coarse import CoarseMasks
 from g4seg_trt.masks.labels import background_of, class_ids, places, without
+from g4seg_trt.outputs import make_folders
 from g4seg_trt.postprocess import PostProcess
 from g4seg_trt.refinement import Refinement
 from g4seg_trt.update import BACKGROUND, BackgroundRule
@@ -51,7 +52,7 @@ class _Seen(NamedTuple):
 
 
 class Job:
-    """One image: `load` (which is `look`, `check`, `read`), then `finish`, `discard` or `drop`.
+    """One image: `load` (which is `look`, `check`, `read`), then `work` and `finish`, `discard` or `drop`.
 
     Args:
         item: where its inputs are.
@@ -62,6 +63,7 @@ class Job:
         item: as given.
         before: as given.
         stale: in what the inputs differ from those of the record, once `look` knows.
+        holds: whether the record is of the same inputs, once `look` knows; whatever it says was written is right then.
         taken_for: the format of its masks, and why, once `look` knows.
     """
 
@@ -69,6 +71,7 @@ class Job:
         self.item = item
         self.before = before
         self.stale: tuple[str, ...] = ()
+        self.holds = False
         self.taken_for = ("", "")
         self._plan = plan
         self._seen: _Seen | None = None
@@ -90,10 +93,11 @@ class Job:
         """Compare the inputs with the record; raises InputError if one cannot be read or is missing."""
         source = self._source()
         self.taken_for = source.taken_for()
-        truth_sha256 = self._truth_digest()
-        self._seen = _Seen(source, self._key(source), truth_sha256)
+        key = self._key(source)
         if self.before is not None:
-            self.stale = self._seen.key.differing(self.before.key)
+            self.stale = key.differing(self.before.key)
+            self.holds = not self.stale
+        self._seen = _Seen(source, key, self._truth_digest())
 
     def check(self) -> None:
         """After `look`, whether the image is done.
@@ -111,7 +115,7 @@ class Job:
         """What `load` returns, after `look` and whatever the record says; raises NothingToRefine and InputError."""
         (source, key, truth_sha256), layout = self._looked(), self._plan.layout
         image = load_image(self.item.image)
-        masks = source.read()
+        masks = source.read((image.shape[0], image.shape[1]), (self._plan.rule,))
         if not masks.ids and masks.size != image.shape[:2]:  # nothing else would look at them
             (height, width), (rows, columns) = image.shape[:2], masks.size
             raise MaskError(f"{self.item.name}: is {width}x{height} pixels, its masks are {columns}x{rows}")
@@ -179,25 +183,25 @@ class Job:
             rows = {COARSE: before, RESULT: after}
             if self._plan.compare is not None:
                 start = perf_counter()
-                rows |= self._compared(self._plan.compare, {COARSE: masks.probabilities, RESULT: refined})
+                rows |= self._compared(self._plan.compare, masks.probabilities, refined)
                 timings = {**refinement.timings, "compare": perf_counter() - start}
                 refinement = replace(refinement, timings=timings)
             counts = scores(masks, rows, loaded.truth, self._plan.table)
         ids = class_ids(after, masks.ids, masks.ignored)
-        return Work(self.item.stem, loaded.image, masks, refinement, refined, before, after, ids, measured, counts)
+        return Work(
+            self.item.stem, loaded.image, masks, loaded.rule, refinement, refined, before, after, ids, measured, counts
+        )
 
-    def finish(self, refinement: Refinement) -> Finished:
+    def finish(self, work: Work) -> Finished:
         """Write the outputs, if any are to be written, and let go of the inputs.
 
         Args:
-            refinement: `completed`; for a picture of the matches with matches.NEEDED kept.
+            work: from `work`; for a picture of the matches of a refinement with matches.NEEDED kept.
 
         Raises:
             OutputError: if a file cannot be written.
-            G4SegError: as `work`.
         """
         loaded, plan = self._kept(), self._plan
-        work = self.work(refinement)
         self._loaded = None
         outputs: Outputs = {}
         if plan.layout is not None:
@@ -205,7 +209,7 @@ class Job:
                 work, plan.layout, self._source(), plan.config, plan.table, self._older(plan.layout)
             )
             self._remove(plan.layout, outputs)
-        softened = refinement.softened
+        softened = work.refinement.softened
         details = {
             "classes": {name: {**one.to_mapping(), "softened": softened[name]} for name, one in work.figures.items()},
             "size": list(loaded.image.shape[:2]),
@@ -214,7 +218,7 @@ class Job:
             "counts": None if work.counts is None else {row: one.to_mapping() for row, one in work.counts.items()},
             "masks": self.taken_for[0],
             "background": str(loaded.rule),
-            "warnings": refinement.warnings,
+            "warnings": work.refinement.warnings,
             "timings": {name: round(value, 6) for name, value in work.refinement.timings.items()},
         }
         return Finished(loaded.key, outputs, work.figures, work.counts, details)
@@ -230,10 +234,15 @@ class Job:
         files = {layout.file(kind, self.item.stem, count) for kind in KINDS if kind != MASKS for count in (1, 2)}
         files.update(self.before.files(layout.root) if self.before is not None else [])
         if not isinstance(self.item.masks, InputError) and (back := self.item.masks.back()) is not None:
-            files.add(layout.root / MASKS / back)
+            files.add(layout.masks(back.name))
         for path in files:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+            with suppress(OutputError):
+                layout.remove(path)
+
+    def keeps_outputs(self) -> bool:
+        """Whether the image has outputs of these inputs already, those that every run writes."""
+        layout = self._plan.layout
+        return self.holds and layout is not None and self.before is not None and self.before.has(layout.root, ALWAYS)
 
     def _older(self, layout: Layout) -> Outputs:
         """Files of the record that stay beside those of this run: not asked for now, and of the same inputs."""
@@ -242,7 +251,7 @@ class Job:
         return {
             kind: found
             for kind, found in self.before.outputs.items()
-            if kind not in layout.kinds() and (found is None or (layout.root / found[0]).is_file())
+            if kind not in layout.kinds() and (found is None or (layout.root / found[0]).exists())
         }
 
     def _remove(self, layout: Layout, outputs: Outputs) -> None:
@@ -250,12 +259,13 @@ class Job:
         kept = {layout.root / found[0] for found in outputs.values() if found is not None}
         # A run that was killed in between has withdrawn its record already.
         spellings = {layout.root / PROBABILITY / f"{self.item.stem}{suffix}" for suffix in (".png", ".npz")}
+        for name, is_folder in names_of(self.item.stem):
+            path = layout.masks(name)
+            if path.is_dir() if is_folder else path.is_file():
+                spellings.add(path)
         for path in spellings.union([] if self.before is None else self.before.files(layout.root)):
             if path not in kept:
-                try:
-                    path.unlink(missing_ok=True)
-                except OSError as error:
-                    raise OutputError(f"cannot remove {path}: {reason(error)}") from error
+                layout.remove(path)
 
     def _key(self, source: MaskSource) -> Key:
         plan = self._plan
@@ -287,13 +297,12 @@ class Job:
         (found,) = places(loaded.masks, probabilities, [loaded.rule])
         return found
 
-    def _compared(self, post: PostProcess, rows: Mapping[str, Floats]) -> dict[str, Labels]:
+    def _compared(self, post: PostProcess, coarse: Floats, refined: Floats) -> dict[str, Labels]:
         """The rows of a comparison: places of the maps after another post-processing."""
         loaded = self._kept()
-        return {
-            row: self._places(post.apply(loaded.image, maps, loaded.rule, loaded.masks.background))
-            for row, maps in zip(compared_rows(post), rows.values(), strict=True)
-        }
+        kinds = [coarse] if np.array_equal(coarse, refined) else [coarse, refined]  # the same maps need it once
+        found = [self._places(post.apply(loaded.image, maps, loaded.rule, loaded.masks.background)) for maps in kinds]
+        return dict(zip(compared_rows(post), (found[0], found[-1]), strict=True))
 
     def _prompts(self, names: tuple[str, ...]) -> tuple[str, ...]:
         table = self._plan.table
@@ -301,15 +310,12 @@ class Job:
 
     def _check_places(self, layout: Layout, source: MaskSource, classes: int) -> None:
         files = [layout.file(kind, self.item.stem, classes) for kind in layout.kinds()]
-        if (back := source.back()) is not None:
-            folder = layout.root / MASKS
-            try:
-                folder.mkdir(exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"cannot make the folder {folder}: {reason(error)}") from error
-            files.append(folder / back)
         for path in files:
             check_writable(path)
+        if (back := source.back()) is not None:
+            masks = layout.masks(back.name)
+            make_folders([masks.parent])
+            check_writable(masks, folder=back.is_folder)
 
     def _truth_path(self) -> Path | None:
         if isinstance(self.item.truth, InputError):

@@ -65,6 +65,25 @@ def locked(root: Path, shard: Shard | None, alone: Callable[[], None]) -> Iterat
             _clear(own)
 
 
+@contextmanager
+def in_turn(root: Path, shard: Shard | None) -> Iterator[None]:
+    """Hold a folder that is `locked` for itself for a moment: of shards that start together one after the other.
+
+    Raises:
+        OutputError: if another shard does not let go of it.
+    """
+    if shard is None or find_spec("fcntl") is None:
+        yield
+        return
+    with _opened(root / f"{LOCK}-turn") as turn:
+        deadline = time.monotonic() + _PATIENCE
+        while not _take(turn, shared=False):
+            if time.monotonic() > deadline:
+                raise OutputError(f"{root}: another shard has been starting for {_PATIENCE:.0f} s; try again")
+            time.sleep(0.02)
+        yield
+
+
 def check_free(root: Path, shard: Shard | None) -> None:
     """Check that no other run has an output folder, without leaving anything in it; raises OutputError as `locked`."""
     name = LOCK if shard is None else f"{LOCK}-{shard[0]}-of-{shard[1]}"

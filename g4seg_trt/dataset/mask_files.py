@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
 
 from g4seg_engine.manifest import file_sha256
 from g4seg_trt.atomic import reason
@@ -19,9 +21,27 @@ from g4seg_trt.masks.coarse import CoarseMasks, Naming
 from g4seg_trt.masks.detect import Detected, detect
 from g4seg_trt.masks.formats import FORMATS, Collection, CollectionFormat, Format, format_named
 from g4seg_trt.outputs import folder_files
+from g4seg_trt.update import BackgroundRule
 
-OWN = frozenset({"png", "index-png", "npy", "npz", "class-folder"})
-"""Formats whose masks OUT/probability and OUT/label give back; those of all others are written again as they came."""
+Size: TypeAlias = tuple[int, int]
+Rules: TypeAlias = tuple[BackgroundRule | None, ...]
+
+
+class Back(NamedTuple):
+    """What the refined masks of an image are called in the layout that its coarse ones came in.
+
+    Attributes:
+        name: of the file or folder.
+        is_folder: whether it is a folder.
+    """
+
+    name: str
+    is_folder: bool
+
+    @property
+    def suffix(self) -> str:
+        """In lower case; "" of a folder, whatever dots its name has."""
+        return "" if self.is_folder else Path(self.name).suffix.lower()
 
 
 class MaskSource(Protocol):
@@ -33,14 +53,23 @@ class MaskSource(Protocol):
     def digest(self) -> str:
         """sha256 over what `read` depends on: the content, the format asked for, the class names asked for."""
 
-    def read(self) -> CoarseMasks:
-        """Read the masks; raises ClassNameError if the names do not fit, or are missing."""
+    def read(self, size: Size | None = None, rules: Rules | None = None) -> CoarseMasks:
+        """Read the masks.
 
-    def back(self) -> str | None:
-        """The name of the file that `write` makes; None if the format of the masks is one of OWN, or a collection."""
+        Args:
+            size: the image's (height, width), as in Naming.
+            rules: the background rules that will decide, as in Naming. They are part of no digest: a run's settings
+                have them.
+
+        Raises:
+            ClassNameError: if the names do not fit, or are missing.
+        """
+
+    def back(self) -> Back | None:
+        """What `write` makes; None for masks that did not come by themselves: in a file of all images, or by class."""
 
     def write(self, path: Path, masks: CoarseMasks) -> None:
-        """Write masks in the layout they came in, atomically; raises OutputError."""
+        """Write masks that `read` gave, with other maps, in the layout they came in, atomically; raises OutputError."""
 
 
 class MaskSet(Protocol):
@@ -48,6 +77,9 @@ class MaskSet(Protocol):
 
     def candidates(self, stem: str) -> Sequence[str]:
         """The names of what could be the masks of an image."""
+
+    def classless(self, stem: str) -> Sequence[str]:
+        """The names of an image without candidates if that says that it shows no class; else nothing."""
 
     def source(self, name: str, naming: Naming) -> MaskSource:
         """The masks of one of those names."""
@@ -110,6 +142,10 @@ class MaskFolder:
         """The entries of a stem."""
         return self.names.get(stem, ())
 
+    def classless(self, stem: str) -> Sequence[str]:  # noqa: ARG002 - no stem has any
+        """Nothing: a file that is not there says nothing."""
+        return ()
+
     def source(self, name: str, naming: Naming) -> MaskSource:
         """The masks in the file or folder `name`."""
         return MaskFile(self.root / name, self.asked, naming)
@@ -146,13 +182,13 @@ class MaskFile:
         """See MaskSource."""
         return _digest(content_digest(self.path), self.asked, self.naming)
 
-    def read(self) -> CoarseMasks:
+    def read(self, size: Size | None = None, rules: Rules | None = None) -> CoarseMasks:
         """See MaskSource."""
-        return self._format.read(self.path, self.naming)
+        return self._format.read(self.path, replace(self.naming, size=size, rules=rules))
 
-    def back(self) -> str | None:
+    def back(self) -> Back:
         """The file's own name."""
-        return None if self._format.name in OWN else self.path.name
+        return Back(self.path.name, not self._format.suffixes)
 
     def write(self, path: Path, masks: CoarseMasks) -> None:
         """See MaskSource."""
@@ -191,9 +227,14 @@ class MaskCollection:
         key = self.format.key_of(stem)
         return (key,) if key in self._stems else ()
 
+    def classless(self, stem: str) -> Sequence[str]:
+        """The number that the file would have it by, if the file only has images in which something was found."""
+        key = self.format.key_of(stem)
+        return () if self.format.lists_all or not key.isdecimal() else (key,)
+
     def source(self, name: str, naming: Naming) -> MaskSource:
         """The masks of one image."""
-        return CollectedMasks(self, name, naming)
+        return CollectedMasks(self, name, naming, name in self._stems)
 
     def missing(self) -> str:
         """That the file has none."""
@@ -216,11 +257,13 @@ class CollectedMasks:
         whole: the file.
         key: what it calls the image.
         naming: the class names asked for.
+        there: whether it has any.
     """
 
     whole: MaskCollection
     key: str
     naming: Naming
+    there: bool = True
 
     def taken_for(self) -> tuple[str, str]:
         """The format of the file."""
@@ -228,15 +271,19 @@ class CollectedMasks:
 
     def digest(self) -> str:
         """See MaskSource."""
-        return _digest(self.whole.collection.digest(self.key), self.whole.format.name, self.naming)
+        content = self.whole.collection.digest(self.key) if self.there else "none"
+        return _digest(content, self.whole.format.name, self.naming)
 
-    def read(self) -> CoarseMasks:
+    def read(self, size: Size | None = None, rules: Rules | None = None) -> CoarseMasks:
         """See MaskSource."""
-        return self.whole.collection.read(self.key, self.naming)
+        if not self.there:
+            if size is None:
+                raise MaskError(f"{self.whole.missing()}, and the image's size is not known")
+            return CoarseMasks((), (), np.zeros((0, *size), np.float32))
+        return self.whole.collection.read(self.key, replace(self.naming, size=size, rules=rules))
 
-    def back(self) -> str | None:
+    def back(self) -> None:
         """None: the file is written once, with all images."""
-        return None
 
     def write(self, path: Path, masks: CoarseMasks) -> None:
         """Never called, for there is nothing to give `back`."""
@@ -250,6 +297,11 @@ def entries(folder: Path, what: str, suffixes: frozenset[str]) -> dict[str, tupl
         InputError: if the folder cannot be listed.
     """
     return by_stem(folder, what, lambda path: ("" if path.is_dir() else path.suffix.lower() or None) in suffixes)
+
+
+def names_of(stem: str) -> list[Back]:
+    """What the masks of an image may be called, whatever their format."""
+    return [Back(f"{stem}{suffix}", suffix == "") for suffix in _suffixes(None)]
 
 
 def layouts(suffixes: frozenset[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from g4seg_trt.masks import IGNORE, NAMED_READERS, read_index_png, read_mask, re
 from g4seg_trt.masks.array import UNNAMED
 from g4seg_trt.masks.class_folder import class_files
 from g4seg_trt.masks.coarse import CoarseMasks
-from g4seg_trt.masks.labels import class_ids
+from g4seg_trt.masks.labels import class_ids, label_type, unlabelled
+from g4seg_trt.masks.png import IGNORE_16_BIT
 from g4seg_trt.update import BACKGROUND
 
 
@@ -90,11 +92,11 @@ def iou(region: Bools, truth: Bools, valid: Bools) -> float | None:
 
 @dataclass
 class MeanIou:
-    """Running means over the masks that have an IoU."""
+    """Running means over the masks that have an IoU, whatever order they come in: sums of fractions are exact."""
 
     masks: int = 0
-    before: float = 0.0
-    after: float = 0.0
+    before: Fraction = Fraction()
+    after: Fraction = Fraction()
     made_worse: int = 0
 
     def add(self, figures: Iterable[ClassFigures]) -> None:
@@ -102,8 +104,8 @@ class MeanIou:
         for one in figures:
             if one.iou_before is not None and one.iou_after is not None:
                 self.masks += 1
-                self.before += one.iou_before
-                self.after += one.iou_after
+                self.before += Fraction(one.iou_before)
+                self.after += Fraction(one.iou_after)
                 self.made_worse += one.iou_after < one.iou_before
 
     def to_mapping(self) -> dict[str, Any]:
@@ -111,8 +113,8 @@ class MeanIou:
         count = self.masks
         return {
             "masks": count,
-            "before": self.before / count if count else None,
-            "after": self.after / count if count else None,
+            "before": float(self.before / count) if count else None,
+            "after": float(self.after / count) if count else None,
             "made_worse": self.made_worse,
         }
 
@@ -132,8 +134,8 @@ def read_ground_truth(
     Args:
         path: for one class its mask, 0/255 or a probability, true from 0.5 on; if 1 and 255 are all that it holds
             beside 0, then 1 is the object and 255 are pixels that do not count. For several a .npz with their
-            names, a folder of such masks CLASS.png, or an index PNG: 0 background, the classes in order, 255 for
-            pixels that do not count.
+            names, a folder of such masks CLASS.png, or an index PNG: 0 background, the classes in order, 255 (in 16
+            bits 65535) for pixels that do not count.
         names: the classes.
         size: (height, width) of the image.
         table: the data set's classes; a picture is then an index PNG of its ids.
@@ -142,7 +144,7 @@ def read_ground_truth(
         MaskError: if a file cannot be read, lacks a class, or has another size than the image.
     """
     if table is not None and not path.is_dir() and path.suffix.lower() not in NAMED_READERS:
-        allowed = {0, IGNORE, *(entry.id for entry in table.classes)}
+        allowed = {entry.id for entry in table.classes}
         of_table = {name: table.named(name, str(path)).id for name in names}
         return _from_index(path, of_table, size, allowed, table.background)
     if path.is_dir():
@@ -155,7 +157,7 @@ def read_ground_truth(
             masks = {names[0]: masks[UNNAMED]}
     else:
         ids = numbered(names)
-        return _from_index(path, ids, size, {0, IGNORE, *ids.values()}, True)
+        return _from_index(path, ids, size, set(ids.values()), True)
     if table is not None:
         masks.pop(BACKGROUND, None)
         masks = {table.named(name, str(path)).name: mask for name, mask in masks.items()}
@@ -175,8 +177,8 @@ def read_ground_truth(
 
 
 def numbered(names: Sequence[str]) -> dict[str, int]:
-    """The labels of classes that no table has: 1, 2, .. in their order, without 255."""
-    return {name: number if number < IGNORE else number + 1 for number, name in enumerate(names, start=1)}
+    """The labels of classes that no table has: 1, 2, .. in their order."""
+    return {name: number for number, name in enumerate(names, start=1)}
 
 
 def scores(
@@ -203,11 +205,11 @@ def scores(
 
 
 def _labels(regions: Mapping[str, Bools], valid: Bools, ids: Mapping[str, int]) -> Labels:
-    largest = max(ids.values(), default=0)
-    labels: Labels = np.zeros(valid.shape, dtype=np.uint8 if largest <= IGNORE else np.uint16)
+    dtype, none = label_type(ids.values())
+    labels: Labels = np.zeros(valid.shape, dtype)
     for name, region in regions.items():
-        labels[region] = np.where(labels[region] == 0, ids[name], IGNORE)
-    labels[~valid] = IGNORE
+        labels[region] = np.where(labels[region] == 0, ids[name], none)
+    labels[~valid] = none
     return labels
 
 
@@ -223,18 +225,19 @@ def _one_class(values: Floats) -> tuple[Bools, Bools]:
 def _from_index(
     path: Path, ids: Mapping[str, int], size: tuple[int, int], allowed: Collection[int], background: bool
 ) -> GroundTruth:
-    """The regions of an index picture; pixels of 0 count only if it is `background`."""
+    """The regions of an index picture of the ids `allowed`; pixels of 0 count only if it is `background`."""
     index = read_index_png(path)
     _check_size(index, size, path)
-    unknown = np.setdiff1d(index, list(allowed))
+    nothing = unlabelled(index, allowed)
+    unknown = np.setdiff1d(index[~nothing], [0, *allowed])
     if unknown.size:
-        largest = max((value for value in allowed if value != IGNORE), default=0)
+        largest, none = max(allowed, default=0), IGNORE if index.dtype == np.uint8 else IGNORE_16_BIT
         raise MaskError(
             f"{path}: has the value {int(unknown[0])}, a ground truth of these classes has 0 to {largest}, "
-            f"and {IGNORE} for pixels that do not count"
+            f"and {none} for pixels that do not count"
         )
-    regions = {name: np.asarray(index == label) for name, label in ids.items()}
-    valid = index != IGNORE if background else (index != IGNORE) & (index != 0)
+    regions = {name: np.asarray((index == label) & ~nothing) for name, label in ids.items()}
+    valid = ~nothing if background else ~nothing & (index != 0)
     return GroundTruth(regions, np.asarray(valid), index)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from g4seg_trt.class_table import ClassTable
+from g4seg_trt.dataset.mask_files import Rules, Size
 from g4seg_trt.errors import MaskError
 from g4seg_trt.masks import read_mask
 from g4seg_trt.masks.coarse import CoarseMasks, Naming
@@ -34,19 +35,25 @@ class NamedFiles:
         """Never called: nothing is recorded of an image that is refined by itself."""
         raise NotImplementedError
 
-    def read(self) -> CoarseMasks:
-        """See MaskSource."""
+    def read(self, size: Size | None = None, rules: Rules | None = None) -> CoarseMasks:
+        """See MaskSource; raises MaskError also if two of the names are one class."""
         classes = [name for name in self.files if name != BACKGROUND]
         if not classes:
             raise MaskError("no mask given beside that of the background")
-        keys = {self._name(name): name for name in classes}
+        keys: dict[str, str] = {}
+        for name in classes:
+            other = keys.setdefault(self._name(name), name)
+            if other != name:
+                raise MaskError(
+                    f"--mask: {other!r} and {name!r} are both the class {self._name(name)!r}; give one mask for it"
+                )
         background = BACKGROUND if BACKGROUND in self.files else None
-        maps = {name: read_mask(path, name) for name, path in self.files.items()}
-        return named_maps(maps, Chosen(keys, background), Naming(tuple(keys), self.table), Path("--mask"), {})
+        maps = ((name, read_mask(path, name)) for name, path in self.files.items())
+        naming = Naming(tuple(keys), self.table, size, rules)
+        return named_maps(maps, Chosen(keys, background), naming, Path("--mask"), {})
 
-    def back(self) -> str | None:
-        """None: the files are of g4seg-refine's own formats."""
-        return None
+    def back(self) -> None:
+        """None: there is a file for each class."""
 
     def write(self, path: Path, masks: CoarseMasks) -> None:
         """Never called, for there is nothing to give `back`."""

@@ -67,13 +67,28 @@ class Finished:
 
 
 class DoneBefore(InputError):
-    """No error: the image's outputs are there; its figures come along."""
+    """No error: the image's outputs are there; its figures come along.
 
-    def __init__(self, record: Record, classes: dict[str, ClassFigures], counts: dict[str, NamedCounts] | None) -> None:
+    Attributes:
+        record: what the records say, or should: with new figures if it is remeasured.
+        classes: figures of each class.
+        counts: as in Finished.
+        remeasured: whether the figures are those of another ground truth than the records know.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        classes: dict[str, ClassFigures],
+        counts: dict[str, NamedCounts] | None,
+        *,
+        remeasured: bool = False,
+    ) -> None:
         super().__init__("done before")
         self.record = record
         self.classes = classes
         self.counts = counts
+        self.remeasured = remeasured
 
 
 class NothingToRefine(InputError):

@@ -11,7 +11,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from g4seg_trt.atomic import reason
 from g4seg_trt.errors import OutputError
+from g4seg_trt.outputs import bytes_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Key:
 
 _BLOCK = 1 << 16
 
+_RUN = b'{"run"'
+"""What the line of a run begins with."""
+
 _WORDS = {
     "image": "name of the image",
     "image_sha256": "image",
@@ -63,8 +68,8 @@ class Record:
     Attributes:
         stem: of the image.
         key: what its outputs depend on.
-        outputs: kind -> name of the file relative to the output folder, and its bytes; None for a kind that an image
-            without classes has no file of.
+        outputs: kind -> name of the file or folder relative to the output folder, and its bytes; None for a kind that
+            an image without classes has no file of.
         details: figures, warnings and seconds, as JSON has them.
     """
 
@@ -99,7 +104,7 @@ class Record:
     def _is_whole(self, root: Path, kind: str) -> bool:
         found = self.outputs[kind]
         try:
-            return found is not None and (root / found[0]).stat().st_size == found[1]
+            return found is not None and bytes_of(root / found[0]) == found[1]
         except OSError:
             return False
 
@@ -115,50 +120,63 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
 
 
 class Records:
-    """The records of an output folder: all of them to look into, one file to append to.
+    """The records of an output folder: all of them to look into, one file to append to, from `begin` on.
 
     Looking and appending may go on in two threads. Use it as a context manager.
 
     Args:
         folder: the folder of the records, which exists.
         name: the file to append to, without its suffix.
-        settings: those of this run, for its first line.
+        apart: names of files of runs that do other images than this one.
 
     Attributes:
         path: the file that is appended to.
-        before: the settings of the latest run before this one, None if this is the first.
+        before: the settings of the latest run before this one, of those that are not apart; None if there is none.
 
     Raises:
         OutputError: if a file cannot be read or written.
     """
 
-    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+    _own: FileIO
+    _size: int
+
+    def __init__(self, folder: Path, name: str, apart: Collection[str] = ()) -> None:
         self.path = folder / f"{name}.jsonl"
         self._files: list[BinaryIO] = []
         self._places: dict[str, tuple[int, int] | None] = {}
         latest: dict[str, int] = {}
-        last = _Run(0, None)
+        last = before = _Run(0, None)
         try:
             for path in sorted(folder.glob("*.jsonl")):
-                last = max(last, self._index(path, latest), key=lambda run: run.number)
+                run = self._index(path, latest)
+                last = max(last, run, key=lambda one: one.number)
+                if path.stem not in apart:
+                    before = max(before, run, key=lambda one: one.number)
+        except OSError as error:
+            self.close()
+            raise OutputError(f"cannot use the records in {folder}: {reason(error)}") from error
+        self._number = last.number + 1
+        self.before = before.settings
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Begin a run of these settings; raises OutputError."""
+        try:
             self._own = self.path.open("ab+", buffering=0)
             self._files.append(self._own)
             self._size = _whole_lines(self._own)
         except OSError as error:
-            self.close()
-            raise OutputError(f"cannot use the records in {folder}: {reason(error)}") from error
-        self.before = last.settings
-        try:
-            self._append({"run": last.number + 1, "settings": dict(settings)})
-        except OutputError:
-            self.close()
-            raise
+            raise OutputError(f"cannot use the records in {self.path.parent}: {reason(error)}") from error
+        self._append({"run": self._number, "settings": dict(settings)})
 
     def __enter__(self) -> Records:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __contains__(self, stem: object) -> bool:
+        """Whether an image had a record when the records were opened."""
+        return self._places.get(str(stem)) is not None
 
     def __len__(self) -> int:
         return sum(place is not None for place in self._places.values())
@@ -210,6 +228,8 @@ class Records:
         run, offset = _Run(0, None), 0
         for text in file:
             begin, offset = offset, offset + len(text)
+            if not text.endswith(b"\n"):
+                break
             try:
                 line = json.loads(text)
                 if "run" in line:
@@ -219,10 +239,29 @@ class Records:
                 stem = line["withdrawn"] if withdrawn else line["stem"]
             except (ValueError, TypeError, KeyError):
                 continue
-            if text.endswith(b"\n") and run.number >= latest.get(stem, 0):
+            if run.number >= latest.get(stem, 0):
                 latest[stem] = run.number
                 self._places[stem] = None if withdrawn else (number, begin)
         return run
+
+
+def latest_settings(folder: Path, name: str) -> dict[str, Mapping[str, Any]]:
+    """The settings of the latest run of each file of records with this name (a glob pattern), by the file's name.
+
+    Raises:
+        OutputError: if one cannot be read.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    try:
+        for path in sorted(folder.glob(f"{name}.jsonl")):
+            with path.open("rb") as file:
+                for text in file:
+                    if text.startswith(_RUN) and text.endswith(b"\n"):
+                        with suppress(ValueError, KeyError, TypeError):
+                            found[path.stem] = dict(json.loads(text)["settings"])
+    except OSError as error:
+        raise OutputError(f"cannot read the records in {folder}: {reason(error)}") from error
+    return found
 
 
 def has_runs(folder: Path, name: str = "*") -> bool:
@@ -230,7 +269,7 @@ def has_runs(folder: Path, name: str = "*") -> bool:
     try:
         for path in folder.glob(f"{name}.jsonl"):
             with path.open("rb") as file:
-                if file.readline().startswith(b'{"run"'):
+                if file.readline().startswith(_RUN):
                     return True
     except OSError as error:
         raise OutputError(f"cannot read the records in {folder}: {reason(error)}") from error

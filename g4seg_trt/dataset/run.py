@@ -7,32 +7,27 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
-from g4seg_trt.class_table import ClassTable
 from g4seg_trt.config import RefineConfig
-from g4seg_trt.dataset.collected import write_collected
-from g4seg_trt.dataset.folder import OutputFolder
+from g4seg_trt.dataset.collected import CollectedRecords, collected_file, write_collected
+from g4seg_trt.dataset.folder import OutputFolder, check_inputs
 from g4seg_trt.dataset.job import Job
 from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.lock import Shard
-from g4seg_trt.dataset.measures import ClassFigures
 from g4seg_trt.dataset.plan import DoneBefore, NothingToRefine, Plan
 from g4seg_trt.dataset.record import Record, settings_digest
+from g4seg_trt.dataset.result import Result
+from g4seg_trt.dataset.settings import RunOptions
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.errors import G4SegError, OutputError
-from g4seg_trt.evaluate.counts import NamedCounts
 from g4seg_trt.matches import NEEDED
-from g4seg_trt.postprocess import PostProcess
 from g4seg_trt.refinement import Refinement
 from g4seg_trt.stream import Loaded
-from g4seg_trt.update import BackgroundRule
 
 Key = TypeVar("Key")
-
-REFINED, SKIPPED, FAILED = "refined", "skipped", "failed"
 
 _WRITES_WAITING = 4
 """Refined images that may wait for the disk; more would only fill the memory."""
@@ -45,7 +40,7 @@ class Recorder(Protocol):
     """What is told of the images that are done: see Records."""
 
     def withdraw(self, stem: str) -> None:
-        """Before the outputs of an image that has a record change."""
+        """Before the outputs of an image become those of other inputs than its record has."""
 
     def add(self, record: Record) -> None:
         """After they are whole."""
@@ -78,93 +73,6 @@ class ManyRefiner(Protocol):
         """See Refiner.refine_many."""
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How to refine.
-
-    Attributes:
-        config: the settings.
-        rule: the background rule asked for, None for the masks' own.
-        keep: what refinements hand out beside the probabilities.
-        prefetch: images to load ahead.
-        stopped: asked between images; once it is true no other image is begun, and the run ends well.
-        post: post-processing of the refined masks.
-        compare: another, which the ground truth compares with; nothing of it is written.
-    """
-
-    config: RefineConfig
-    rule: BackgroundRule | None = None
-    keep: frozenset[str] = frozenset()
-    prefetch: int = 2
-    stopped: Callable[[], bool] = lambda: False
-    post: PostProcess | None = None
-    compare: PostProcess | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one image.
-
-    Attributes:
-        stem: its stem.
-        image: its file, relative to the folder of the images.
-        refinement: with the names of the masks; None for images that were skipped or failed.
-        error: why it failed.
-        classes: figures of each class, of skipped images those of the record.
-        counts: what it adds to the figures of the set (g4seg_trt.evaluate.NamedEvaluation); None without a ground
-            truth.
-        record: what the output folder's records say; None if it failed or nothing is written.
-        redone: in what its inputs differ from those of the record that it had.
-        taken_for: the format of its masks, and why.
-        write_seconds: spent on its outputs.
-    """
-
-    stem: str
-    image: str
-    refinement: Refinement | None = None
-    error: G4SegError | None = None
-    classes: Mapping[str, ClassFigures] = field(default_factory=dict)
-    counts: Mapping[str, NamedCounts] | None = None
-    record: Record | None = None
-    redone: tuple[str, ...] = ()
-    taken_for: tuple[str, str] = ("", "")
-    write_seconds: float = 0.0
-
-    @property
-    def state(self) -> str:
-        """REFINED, SKIPPED (done before) or FAILED."""
-        if self.error is not None:
-            return FAILED
-        return SKIPPED if self.refinement is None else REFINED
-
-
-def run_settings(
-    fingerprint: Mapping[str, str],
-    config: RefineConfig | None,
-    rule: BackgroundRule | None,
-    table: ClassTable | None,
-    post: PostProcess | None = None,
-) -> dict[str, Any]:
-    """What results depend on beside images and masks, as the records hold it.
-
-    Args:
-        fingerprint: of the Refiner.
-        config: the settings of the refinement, None where the masks are left as they are.
-        rule: the background rule asked for.
-        table: the data set's classes.
-        post: post-processing of the refined masks.
-    """
-    classes = None if table is None else settings_digest({"classes": [vars(entry) for entry in table.classes]})
-    background = "the masks' own" if rule is None else str(rule)
-    return {
-        **fingerprint,
-        "background": background,
-        "classes sha256": classes,
-        "post": None if post is None else post.name,
-        **({"refinement": "none"} if config is None else config.to_mapping()),
-    }
-
-
 def refine_items(
     refiner: ManyRefiner,
     source: DatasetSource,
@@ -189,9 +97,15 @@ def refine_items(
         EngineError: if a network fails.
     """
     plan = make_plan(source, settings, options, None if folder is None else folder.layout)
-    records = None if folder is None else folder.records
-    jobs = (Job(item, plan, None if records is None else records.find(item.stem)) for item in source)
-    return refine_jobs(refiner, jobs, plan, options, records)
+    if folder is None:
+        return refine_jobs(refiner, (Job(item, plan, None) for item in source), plan, options, None)
+    jobs = (Job(item, plan, folder.records.find(item.stem)) for item in source)
+    return refine_jobs(refiner, jobs, plan, options, recorder(folder, source))
+
+
+def recorder(folder: OutputFolder, source: DatasetSource) -> Recorder:
+    """What the images of a run are recorded with."""
+    return CollectedRecords(folder.records, folder.layout, collected_file(source, folder.layout))
 
 
 def make_plan(source: DatasetSource, settings: Mapping[str, Any], options: RunOptions, layout: Layout | None) -> Plan:
@@ -237,16 +151,17 @@ def refine_into(
     """`refine_items` with an output folder that is taken at the first result and given back after the last.
 
     Raises:
-        OutputError: as OutputFolder.open and `refine_items`.
+        OutputError: as OutputFolder.open and `refine_items`, and if an output would take the place of an input.
         EngineError: if a network fails.
     """
     failed: set[str] = set()
+    check_inputs(layout, source.files())
     with (
         OutputFolder.open(layout, settings, resume=resume, shard=shard) as folder,
         closing(refine(source, settings, options, folder)) as results,
     ):
         for result in results:
-            if result.error is not None:
+            if result.error is not None and not result.kept:
                 failed.add(result.stem)
             yield result
         write_collected(source, layout, failed, options.rule)
@@ -296,16 +211,8 @@ class _Writer:
             raise fatal
 
     def _begin(self, job: Job, outcome: Refinement | G4SegError, pool: ThreadPoolExecutor) -> Result | Future[Result]:
-        item = job.item
         if isinstance(outcome, DoneBefore):
-            return Result(
-                item.stem,
-                item.name,
-                classes=outcome.classes,
-                counts=outcome.counts,
-                record=outcome.record,
-                taken_for=job.taken_for,
-            )
+            return pool.submit(self._remeasured, job, outcome) if outcome.remeasured else skipped(job, outcome)
         if isinstance(outcome, NothingToRefine):
             return pool.submit(self._finish, job, Refinement({}, {}, [str(outcome)], {}, {}, {}, {}, {}))
         if isinstance(outcome, G4SegError):
@@ -327,6 +234,17 @@ class _Writer:
             self._waiting.popleft()
             yield front
 
+    def _remeasured(self, job: Job, done: DoneBefore) -> Result:
+        """Runs in the writer's thread."""
+        if self._full is not None:
+            raise StopRun
+        try:
+            if self._records is not None:
+                self._records.add(done.record)
+        except OutputError as error:
+            return self._fail(job, error.with_traceback(None))
+        return skipped(job, done)
+
     def _finish(self, job: Job, refinement: Refinement) -> Result:
         """Runs in the writer's thread."""
         if self._full is not None:
@@ -334,10 +252,13 @@ class _Writer:
         begun = False
         try:
             refinement = job.completed(refinement)
-            start, begun = perf_counter(), True
-            if job.before is not None and self._records is not None:
+            start = perf_counter()
+            work = job.work(refinement)
+            begun = True
+            # Of the same inputs the same bytes are written again, file by file: the record stays true meanwhile.
+            if job.stale and self._records is not None:
                 self._records.withdraw(job.item.stem)
-            finished = job.finish(refinement)
+            finished = job.finish(work)
             record = finished.record(job.item.stem)
             if self._records is not None:
                 self._records.add(record)
@@ -357,19 +278,39 @@ class _Writer:
         )
 
     def _fail(self, job: Job, error: G4SegError, *, begun: bool = False) -> Result:
-        """Runs in the writer's thread. `begun`: some outputs may be there."""
+        """Runs in the writer's thread. `begun`: some outputs of these inputs may be there."""
         job.drop()
         try:
             if job.stale and not begun and self._records is not None:
                 self._records.withdraw(job.item.stem)
-            if job.stale or begun:
+            if job.stale or (begun and not job.holds):
                 job.discard()
         except OutputError as second:
             error = second
         if isinstance(error, OutputError) and _takes_no_more(error):
             self._full = error
             raise StopRun
-        return Result(job.item.stem, job.item.name, error=error, redone=job.stale, taken_for=job.taken_for)
+        return Result(
+            job.item.stem,
+            job.item.name,
+            error=error,
+            kept=job.keeps_outputs(),
+            redone=job.stale,
+            taken_for=job.taken_for,
+        )
+
+
+def skipped(job: Job, done: DoneBefore) -> Result:
+    """The result of an image that was done before."""
+    return Result(
+        job.item.stem,
+        job.item.name,
+        classes=done.classes,
+        counts=done.counts,
+        record=done.record,
+        remeasured=done.remeasured,
+        taken_for=job.taken_for,
+    )
 
 
 def _takes_no_more(error: OutputError) -> bool:

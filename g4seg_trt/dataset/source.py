@@ -11,14 +11,9 @@ from g4seg_trt.atomic import reason
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.dataset.mask_files import MaskCollection, MaskSet, MaskSource, entries, layouts, only, open_masks
 from g4seg_trt.errors import ConfigError, InputError
-from g4seg_trt.listing import composed, listed
+from g4seg_trt.listing import IMAGE_SUFFIXES, composed, images_of_list, listed
 from g4seg_trt.masks.coarse import Naming
 from g4seg_trt.outputs import folder_files
-
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
-)
-"""Files of an image folder with another suffix are left alone."""
 
 _TRUTHS = frozenset({".png", ".npy", ".npz", ""})
 """Suffixes of ground truth; the empty one is that of folders."""
@@ -33,7 +28,7 @@ class Item:
         name: its file, relative to the folder of the images.
         image: its file.
         masks: where its masks are, or why there are none.
-        truth: the file or folder of its ground truth, None without one asked for, or why there is none.
+        truth: the file or folder of its ground truth, None if it has none, or why it cannot be told.
     """
 
     stem: str
@@ -50,7 +45,7 @@ class Entry(NamedTuple):
         stem: the image's stem.
         image: the name of its file.
         masks: the name of its masks, or why there are none.
-        truth: the name of its ground truth, None without one asked for, or why there is none.
+        truth: the name of its ground truth, None if it has none, or why it cannot be told.
     """
 
     stem: str
@@ -90,7 +85,7 @@ class DatasetSource:
         masks: str | Path,
         *,
         class_name: str | None = None,
-        classes: Mapping[str, tuple[str, ...]] | None = None,
+        classes: Mapping[str, str | Sequence[str]] | None = None,
         truth: str | Path | None = None,
         names: Sequence[str] | None = None,
         table: ClassTable | None = None,
@@ -103,15 +98,17 @@ class DatasetSource:
             masks: folder of the masks, STEM.png, .npy, .npz or STEM/CLASS.png, or a file with those of all images:
                 see g4seg_trt.masks.formats.
             class_name: the class of every image.
-            classes: stem -> class names.
-            truth: folder of the ground truth, laid out as the masks; of several classes also an index STEM.png.
+            classes: stem -> class name or names.
+            truth: folder of the ground truth, laid out as the masks; of several classes also an index STEM.png. Images
+                that have none there are left out of figures, and else as the others: see `without_truth`.
             names: the images wanted, in order, by default all by name: their stems, or paths that end in their
-                files' names; what follows after a space is left alone, as in the lists of PASCAL VOC and COCO.
+                files' names, as `listing.images_of_list` reads them.
             table: the data set's classes; ground truth in index pictures then holds its ids.
             format: the name of the format of the masks; None tells it from the content of each file.
 
         Raises:
-            InputError: if a folder is missing, there is no image, or `names` has one twice or that is not there.
+            InputError: if a folder is missing, there is no image or no ground truth of any, or `names` has one twice or
+                that is not there.
         """
         images, masks = Path(images), Path(masks)
         pictures: dict[str, list[str]] = {}
@@ -123,6 +120,8 @@ class DatasetSource:
         stems = list(pictures) if names is None else _wanted(names, pictures, images)
         mask_set = open_masks(masks, format, Naming((class_name,) if class_name is not None else None, table))
         truths = entries(Path(truth), "ground-truth folder", _TRUTHS) if truth is not None else None
+        named = None if classes is None else {stem: _several(of_it) for stem, of_it in classes.items()}
+        matching = any(mask_set.candidates(stem) for stem in stems)
         found = []
         for stem in stems:
             masks_of: str | InputError
@@ -130,16 +129,24 @@ class DatasetSource:
             try:
                 if len(pictures[stem]) > 1:
                     raise InputError(f"several images of one stem: {', '.join(pictures[stem])}")
-                if classes is not None and stem not in classes:
+                if named is not None and stem not in named:
                     raise InputError("the file given by --classes does not have it")
-                masks_of = only(mask_set.candidates(stem), mask_set.missing(), "mask")
-                if truths is not None:
-                    truth_of = only(truths.get(stem, ()), f"{truth} has no {layouts(_TRUTHS)} for it", "ground truth")
+                candidates = mask_set.candidates(stem)
+                if not candidates and matching:  # else the masks are those of other images
+                    candidates = mask_set.classless(stem)
+                masks_of = only(candidates, mask_set.missing(), "mask")
             except InputError as error:
                 masks_of = error.with_traceback(None)
+            if truths is not None and stem in truths:
+                try:
+                    truth_of = only(truths[stem], "", "ground truth")
+                except InputError as error:
+                    truth_of = error.with_traceback(None)
             found.append(Entry(stem, pictures[stem][0], masks_of, truth_of))
         root = Path(truth) if truth is not None else None
-        return cls(images, mask_set, found, class_name, classes, root, table)
+        if root is not None and not any(entry.truth for entry in found):
+            raise InputError(f"{root}: holds no ground truth of any of the {len(found)} images ({layouts(_TRUTHS)})")
+        return cls(images, mask_set, found, class_name, named, root, table)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -179,6 +186,11 @@ class DatasetSource:
         """Whether probabilities are stored with their classes' names, however many classes an image has."""
         return self.table is not None or isinstance(self.masks, MaskCollection)
 
+    @property
+    def without_truth(self) -> tuple[str, ...]:
+        """Stems of the images that have no ground truth, although there is a folder of it."""
+        return () if self.truth is None else tuple(entry.stem for entry in self.entries if entry.truth is None)
+
     def files(self) -> Iterator[Path]:
         """Every file that a run of these images may read, and the other masks of the set."""
         for entry in self.entries:
@@ -211,22 +223,15 @@ class DatasetSource:
 
 def _wanted(names: Sequence[str], pictures: Mapping[str, list[str]], images: Path) -> list[str]:
     """The stems that a list names; raises InputError."""
-    stems: dict[str, str] = {}
-    for name in names:
-        stem = next((one for one in _readings(name) if one in pictures), None)
-        if stem is None:
-            raise InputError(f"the list of images has {name!r}: {images} holds no image of that stem")
-        if stem in stems:
-            raise InputError(f"the list of images has {stem!r} twice: as {stems[stem]!r} and as {name!r}")
-        stems[stem] = name
+    stems = images_of_list(names, pictures)
+    for stem, line in stems.items():
+        if stem not in pictures:
+            raise InputError(f"the list of images has {line!r}: {images} holds no image of that stem")
     return list(stems)
 
 
-def _readings(line: str) -> Iterator[str]:
-    """The stems that a line of a list may mean, the likeliest first: names hold dots and spaces."""
-    for text in dict.fromkeys((line, line.split()[0])):
-        path = PurePosixPath(composed(text))
-        yield from (composed(text), path.stem, path.name)
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _no_file(path: Path) -> str | None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from g4seg_engine.version import VERSION
+from g4seg_trt.backends import fingerprint_of
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.errors import ConfigError, G4SegError
 from g4seg_trt.inputs import check_image, check_masks
@@ -33,7 +33,7 @@ class Untouched:
 
     def fingerprint(self) -> dict[str, str]:
         """As Refiner.fingerprint: no engine."""
-        return {"version": VERSION, "engine manifest sha256": "", "backend": "", "compute precision": ""}
+        return fingerprint_of(None, None)
 
     def refine_many(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,12 +20,13 @@ from g4seg_trt.evaluate.counts import NamedCounts
 from g4seg_trt.masks import IGNORE, write_label_png, write_probabilities
 from g4seg_trt.masks.coarse import CoarseMasks
 from g4seg_trt.matches import class_matches, draw_matches
+from g4seg_trt.outputs import bytes_of
 from g4seg_trt.overlay import draw_overlay, write_overlay
 from g4seg_trt.refinement import Refinement
-from g4seg_trt.update import BACKGROUND
+from g4seg_trt.update import BACKGROUND, BackgroundRule
 
 Outputs: TypeAlias = dict[str, tuple[str, int] | None]
-"""Kind -> name of the file relative to the output folder, and its bytes; None where an image has no such file."""
+"""Kind -> name of the file or folder relative to the output folder, and its bytes; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Work:
         stem: its stem.
         image: uint8 RGB [H,W,3].
         masks: the coarse masks.
+        rule: the background rule that decides.
         refinement: of these masks, by their names.
         refined: the refined maps, float32 [K,H,W].
         before: places of the coarse masks' classes, unsigned [H,W] (g4seg_trt.masks.labels).
@@ -48,6 +50,7 @@ class Work:
     stem: str
     image: Bytes
     masks: CoarseMasks
+    rule: BackgroundRule
     refinement: Refinement
     refined: Floats
     before: Labels
@@ -60,6 +63,11 @@ class Work:
     def changed_pixels(self) -> int:
         """Pixels with another label."""
         return int((self.before != self.after).sum())
+
+    @property
+    def refined_masks(self) -> CoarseMasks:
+        """The coarse masks with the refined maps and the rule, for the writer of their format."""
+        return replace(self.masks, probabilities=self.refined, rule=self.rule)
 
 
 def write_outputs(
@@ -75,7 +83,7 @@ def write_outputs(
     Args:
         work: the image.
         layout: which files.
-        source: where the masks came from; writes them in their own format, if that asks for it.
+        source: where the masks came from; writes the refined ones in the same layout.
         config: the settings of the refinement.
         table: the data set's classes; label pictures then hold its ids, also for a single class.
         older: files of an earlier run of the same inputs, kept beside the new ones.
@@ -95,13 +103,13 @@ def write_outputs(
         write_overlay(files[MATCHES], draw_matches(work.image, class_matches(given, work.refinement, config)))
     back = source.back()
     if back is not None:
-        files[MASKS] = layout.root / MASKS / back
-        source.write(files[MASKS], masks.with_probabilities(work.refined))
+        files[MASKS] = layout.masks(back.name)
+        source.write(files[MASKS], work.refined_masks)
     outputs: Outputs = dict(older)
     try:
         for kind, path in files.items():
             there = kind != MATCHES or bool(names)
-            outputs[kind] = (path.relative_to(layout.root).as_posix(), path.stat().st_size) if there else None
+            outputs[kind] = (path.relative_to(layout.root).as_posix(), bytes_of(path)) if there else None
     except OSError as error:
         raise OutputError(f"cannot write the outputs of {work.stem}: {reason(error)}") from error
     return outputs

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from g4seg_trt.arrays import Bools, Doubles, Ints, Labels
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import ClassNameError, ConfigError, MaskError
-from g4seg_trt.masks.png import IGNORE
+from g4seg_trt.masks.png import IGNORE, IGNORE_16_BIT
 
 MEANS = ("present", "ground-truth", "all")
 """The classes that a mean IoU is taken over, see `counted_classes`."""
 
-_VALUES = 1 << 16
 MOST_CLASSES = 4096
 """A confusion matrix of more would not fit into memory for every thread."""
 
@@ -28,13 +28,15 @@ class LabelSpace:
     """The values of label pictures as positions in a confusion matrix.
 
     255 in a ground truth is a pixel that does not count, in a prediction one without a label, which is wrong
-    wherever the ground truth has a class. So are the value 0 if the table has no background, and 65535 in 16 bits.
+    wherever the ground truth has a class. So are the value 0 if the table has no background, and 65535 in 16 bits,
+    where 255 may be a class instead (g4seg_trt.masks.labels).
 
     Attributes:
         dataset: the table's name.
         ids: value of each class, in ascending order; 0 first if the background is a class.
         names: name of each class.
-        positions: int64 [65536], the position of each value; N for no class, N + 1 for a value that is not allowed.
+        positions: int64 [65536], the position of each value in 16 bits; N for no class, N + 1 for a value that is not
+            allowed.
     """
 
     dataset: str
@@ -44,20 +46,20 @@ class LabelSpace:
 
     @classmethod
     def of(cls, table: ClassTable) -> LabelSpace:
-        """The values of a class table; raises ClassNameError if it is empty or an id is 255 or above 65535."""
+        """The values of a class table; raises ClassNameError if it is empty or an id is not from 1 to 65534."""
         classes = sorted(table.classes, key=lambda entry: entry.id)
         if not 0 < len(classes) <= MOST_CLASSES:
             raise ClassNameError(f"{table.dataset}: {len(classes)} classes, allowed are 1 to {MOST_CLASSES}")
         for entry in classes:
-            if entry.id == IGNORE or not 0 < entry.id < _VALUES:
+            if not 0 < entry.id < IGNORE_16_BIT:
                 raise ClassNameError(
-                    f"{table.dataset}: the class {entry.name!r} has the id {entry.id}, allowed are 1 to {_VALUES - 1} "
-                    f"without {IGNORE}, which marks pixels that do not count"
+                    f"{table.dataset}: the class {entry.name!r} has the id {entry.id}, allowed are 1 to "
+                    f"{IGNORE_16_BIT - 1}"
                 )
         ids = ((0,) if table.background else ()) + tuple(entry.id for entry in classes)
         names = (("background",) if table.background else ()) + tuple(entry.name for entry in classes)
-        positions: Ints = np.full(_VALUES, len(ids) + 1, dtype=np.int64)
-        positions[[0, IGNORE, _VALUES - 1]] = len(ids)
+        positions: Ints = np.full(IGNORE_16_BIT + 1, len(ids) + 1, dtype=np.int64)
+        positions[[0, IGNORE, IGNORE_16_BIT]] = len(ids)
         positions[list(ids)] = np.arange(len(ids))
         return cls(table.dataset, ids, names, positions)
 
@@ -77,13 +79,14 @@ class LabelSpace:
         check_sizes(labels, truth)
         side = len(self.ids) + 2
         rows, columns = truth.reshape(-1), labels.reshape(-1)
+        row_of, column_of = self._positions_in(truth), self._positions_in(labels)
         counts: Ints = np.zeros(side * side, dtype=np.int64)
         slab = max(_SLAB, counts.size)
         for start in range(0, rows.size, slab):
             # No value can lie beyond the table; "clip" only spares the search for one.
-            index = self.positions.take(rows[start : start + slab], mode="clip")
+            index = row_of.take(rows[start : start + slab], mode="clip")
             index *= side
-            index += self.positions.take(columns[start : start + slab], mode="clip")
+            index += column_of.take(columns[start : start + slab], mode="clip")
             counts += np.bincount(index, minlength=side * side)
         matrix = counts.reshape(side, side)
         if matrix[-1].any():
@@ -99,16 +102,39 @@ class LabelSpace:
     def counted(self, truth: Labels) -> Bools:
         """bool [H,W]: pixels of a ground truth that count."""
         valid: Bools = np.ones(truth.shape, dtype=np.bool_)
-        for value in (0, IGNORE, _VALUES - 1):
-            if self.positions[value] == len(self.ids) and value <= np.iinfo(truth.dtype).max:
-                valid &= truth != value
+        for value in self._nothing(truth):
+            valid &= truth != value
         return valid
+
+    def region(self, labels: Labels, position: int) -> Bools:
+        """bool [H,W]: pixels of the class at a position."""
+        value, positions = self.ids[position], self._positions_in(labels)
+        if value >= len(positions) or positions[value] != position:  # beyond 8 bits, or 255 in them
+            return np.zeros(labels.shape, dtype=np.bool_)
+        return np.asarray(labels == value)
+
+    @cached_property
+    def _positions_of_bytes(self) -> Ints:
+        positions: Ints = self.positions[: IGNORE + 1].copy()
+        positions[IGNORE] = len(self.ids)
+        return positions
+
+    def _positions_in(self, labels: Labels) -> Ints:
+        """`positions` for the values of a picture, which mean what they mean in its bits."""
+        return self._positions_of_bytes if labels.dtype == np.uint8 else self.positions
+
+    def _nothing(self, labels: Labels) -> list[int]:
+        """Values of a picture that stand for no class."""
+        positions = self._positions_in(labels)
+        values = [value for value in (0, IGNORE, IGNORE_16_BIT) if value < len(positions)]
+        return [value for value in values if positions[value] == len(self.ids)]
 
     def _outside(self, picture: Labels, what: str, ignored: str) -> MaskError:
         values: Ints = np.unique(picture).astype(np.int64)
-        first = int(values[self.positions.take(values) > len(self.ids)][0])
+        first = int(values[self._positions_in(picture).take(values) > len(self.ids)][0])
         allowed = _ranges(sorted({0, *self.ids}))
-        return MaskError(f"the {what} has the value {first}, {self.dataset} has {allowed}, and {IGNORE} for {ignored}")
+        nothing = " or ".join(str(value) for value in self._nothing(picture) if value != 0)
+        return MaskError(f"the {what} has the value {first}, {self.dataset} has {allowed}, and {nothing} for {ignored}")
 
 
 def check_sizes(labels: Labels, truth: Labels) -> None:

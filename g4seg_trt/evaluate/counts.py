@@ -41,8 +41,8 @@ def count(space: LabelSpace, labels: Labels, truth: Labels, *, boundary: bool) -
 
     Args:
         space: the classes.
-        labels: the prediction, unsigned [H,W], 255 for no label.
-        truth: the ground truth, the same; 255 for pixels that do not count.
+        labels: the prediction, uint8 or uint16 [H,W]; what means "no label" is said in g4seg_trt.masks.labels.
+        truth: the ground truth, the same; pixels without a label do not count.
         boundary: measure boundaries too.
 
     Raises:
@@ -53,8 +53,7 @@ def count(space: LabelSpace, labels: Labels, truth: Labels, *, boundary: bool) -
         return counts
     valid = space.counted(truth)
     for position in space.objects(counts.matrix.sum(axis=1)):
-        number = space.ids[position]
-        region, true = labels == number, truth == number
+        region, true = space.region(labels, position), space.region(truth, position)
         accuracy = boundary_accuracy(region, true, valid)
         f = boundary_f(region, true, valid)
         if accuracy is not None and f is not None:

@@ -13,7 +13,6 @@ from g4seg_trt.class_table import ClassEntry, ClassTable
 from g4seg_trt.evaluate.confusion import MOST_CLASSES, LabelSpace
 from g4seg_trt.evaluate.counts import BACKGROUND, NO_LABEL, Counts, NamedCounts
 from g4seg_trt.evaluate.sets import Figures, SetEvaluation
-from g4seg_trt.masks.png import IGNORE
 
 COARSE, RESULT = "coarse", "refined"
 """The rows of every image: its coarse masks, and what became of them."""
@@ -73,7 +72,7 @@ class NamedEvaluation:
         """As `SetEvaluation.summary`, of one row beside COARSE.
 
         Returns:
-            None without an image, or if more classes came up than a confusion matrix holds.
+            None without an image, or if more classes came up than a confusion matrix holds: see `missing`.
         """
         space = self._space()
         if space is None:
@@ -85,24 +84,33 @@ class NamedEvaluation:
         )
         return evaluation.summary()
 
-    def _space(self) -> LabelSpace | None:
+    @property
+    def missing(self) -> str:
+        """Why `summary` gives none, in a line; "" if it gives one."""
         if not self.images:
-            return None
+            return "no image was evaluated"
         if self._table is not None:
-            return LabelSpace.of(self._table)
-        pairs: Iterable[tuple[str, str | None]] = (pair for row in self._rows.values() for pair in row.pixels)
-        names = sorted({name for pair in pairs for name in pair if name} - {BACKGROUND})
-        if not 0 < len(names) <= MOST_CLASSES:
+            return ""
+        count = len(self._names())
+        if count > MOST_CLASSES:
+            return f"{count} classes came up, allowed are {MOST_CLASSES}; a class table says which ones count"
+        return "" if count else "no class came up"
+
+    def _space(self) -> LabelSpace | None:
+        if self.missing:
             return None
-        return LabelSpace.of(table_of_names(names, "the classes given"))
+        table = self._table if self._table is not None else table_of_names(self._names(), "the classes given")
+        return LabelSpace.of(table)
+
+    def _names(self) -> list[str]:
+        """The classes that came up."""
+        pairs: Iterable[tuple[str, str | None]] = (pair for row in self._rows.values() for pair in row.pixels)
+        return sorted({name for pair in pairs for name in pair if name} - {BACKGROUND})
 
 
 def table_of_names(names: Iterable[str], what: str) -> ClassTable:
-    """A class table of some names, in their order; 255 is left out."""
-    entries = (
-        ClassEntry(number if number < IGNORE else number + 1, name, name) for number, name in enumerate(names, start=1)
-    )
-    return ClassTable(what, tuple(entries), background=True)
+    """A class table of some names, with the ids 1, 2, .. in their order."""
+    return ClassTable(what, tuple(ClassEntry(number, name, name) for number, name in enumerate(names, 1)), True)
 
 
 def _sums(counts: NamedCounts) -> tuple[Counter[str], Counter[str | None]]:

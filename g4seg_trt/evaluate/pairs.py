@@ -14,7 +14,6 @@ from g4seg_trt.evaluate.confusion import LabelSpace
 from g4seg_trt.evaluate.predictions import Predictions, labels_under, read_labels
 from g4seg_trt.evaluate.sets import SetEvaluation
 from g4seg_trt.evaluate.sweep import SweepEvaluation
-from g4seg_trt.listing import composed
 from g4seg_trt.update import BackgroundRule
 
 _SHOWN = 5
@@ -62,18 +61,6 @@ class Pairing:
         return [f"no {name} of {len(stems)} images ({_some(stems)})" for name, stems in self.missing.items()]
 
 
-def listed_stems(names: Iterable[str], known: Collection[str]) -> tuple[str, ...]:
-    """The images that the lines of a list name, such as those of a split of VOC; what follows a space is left aside.
-
-    Args:
-        names: stems or paths of pictures.
-        known: the stems that there are; a line that is one of them as a whole is that one, spaces and all.
-    """
-    lines = (composed(name.strip()) for name in names)
-    stems = (line if line in known else _stem_of(line.split()[0]) for line in lines if line)
-    return tuple(dict.fromkeys(stems))
-
-
 @dataclass(frozen=True)
 class SetFiles:
     """A set of files with their classes.
@@ -84,7 +71,7 @@ class SetFiles:
         truth: stem -> ground truth, label pictures with the table's ids.
         coarse: what the predictions were refined from, or None.
         rule: how probabilities become labels; None for each source's own rule.
-        sweep: background rules to try on the predictions.
+        sweep: background rules to try on the predictions; label pictures are the same under all of them.
     """
 
     table: ClassTable
@@ -141,21 +128,18 @@ class SetFiles:
 
     def _add(self, stem: str, total: SetEvaluation, sweep: SweepEvaluation) -> None:
         truth = read_labels(self.truth[stem])
-        labels, swept = labels_under(self.predictions.read(stem), self.table, self.rule, self.sweep)
+        size = (truth.shape[0], truth.shape[1])
+        prediction = self.predictions.read(stem, size, (self.rule, *self.sweep))
+        labels, swept = labels_under(prediction, self.table, self.rule, self.sweep)
         if self.coarse is None:
             total.add(labels, truth)
         else:
-            before, _ = labels_under(self.coarse.read(stem), self.table, self.rule, ())
+            before, _ = labels_under(self.coarse.read(stem, size, (self.rule,)), self.table, self.rule, ())
             total.add_gain(before, labels, truth)
         if swept:
             sweep.add(swept, truth)
-
-
-def _stem_of(name: str) -> str:
-    """The stem that a list means: VOC's have bare ones, others a path to the picture."""
-    last = name.replace("\\", "/").rsplit("/", 1)[-1]
-    stem, dot, suffix = last.rpartition(".")
-    return stem if dot and suffix.lower() in ("jpg", "jpeg", "png") else last
+        elif self.sweep:
+            sweep.add_decided(labels, truth)
 
 
 def _some(stems: Sequence[str]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol
 
 from g4seg_trt.arrays import Labels
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import InputError, MaskError
-from g4seg_trt.listing import by_stem
+from g4seg_trt.listing import by_stem, composed
 from g4seg_trt.masks import formats
 from g4seg_trt.masks.coarse import CoarseMasks, Naming
 from g4seg_trt.masks.colours import ids_of_colours
@@ -23,7 +23,20 @@ from g4seg_trt.update import BackgroundRule
 LABELS = "index-png"
 """The format of label pictures; every other one holds probabilities."""
 
-Read: TypeAlias = Callable[[str], Labels | CoarseMasks]
+
+class Read(Protocol):
+    """Reads what is predicted of an image; raises G4SegError."""
+
+    def __call__(
+        self, stem: str, size: tuple[int, int] | None = None, rules: tuple[BackgroundRule | None, ...] | None = None, /
+    ) -> Labels | CoarseMasks:
+        """Labels, unsigned [H,W] with the table's ids, or masks.
+
+        Args:
+            stem: the image's.
+            size: (height, width) that masks have to have, as in g4seg_trt.masks.coarse.Naming.
+            rules: background rules that will decide over masks, as there.
+        """
 
 
 @dataclass(frozen=True)
@@ -33,16 +46,21 @@ class Predictions:
     Attributes:
         where: the folder or file that they are in.
         stems: the images that they are of.
-        read: stem -> what is predicted: labels, unsigned [H,W] with the table's ids, or masks; raises G4SegError.
+        read: reads one.
         taken_for: what the files are taken for, a line for each kind of file.
-        labels_only: whether all are label pictures, which are decided already.
+        label_pictures: those of the stems that have label pictures, which are decided already.
     """
 
     where: Path
     stems: Collection[str]
     read: Read
     taken_for: tuple[str, ...]
-    labels_only: bool
+    label_pictures: Collection[str]
+
+    @property
+    def labels_only(self) -> bool:
+        """Whether all are label pictures."""
+        return len(self.label_pictures) == len(self.stems)
 
     @classmethod
     def find(cls, where: Path, table: ClassTable, known: Collection[str], asked: str | None = None) -> Predictions:
@@ -134,17 +152,19 @@ def _in_folder(folder: Path, table: ClassTable, asked: str | None) -> Prediction
     single = [one for one in formats.FORMATS.values() if isinstance(one, formats.Format)]
     suffixes = {suffix for one in single for suffix in one.suffixes}
     files = files_by_stem(folder, lambda path: path.is_dir() or path.suffix.lower() in suffixes, "predictions")
+    # What the format of a file is looked for by: its suffix, or "" for a folder.
+    kinds = {stem: "" if path.is_dir() else path.suffix.lower() for stem, path in files.items()}
     naming = Naming(table=table)
     readers: dict[str, formats.Format] = {}
     taken_for = []
-    for path in files.values():
-        kind = _kind(path)
+    for stem, kind in kinds.items():
         if kind in readers:
             continue
-        wanted = LABELS if is_png(path) and asked is None else asked
+        path = files[stem]
+        wanted = LABELS if kind == ".png" and asked is None else asked
         if wanted is not None and kind not in (formats.format_named(wanted).suffixes or ("",)):
             wanted = None
-        if is_png(path) and wanted == LABELS:
+        if kind == ".png" and wanted == LABELS:
             found, evidence = formats.format_named(LABELS), f"{path.name}: {LABELS}, as label pictures are"
         else:
             detected = detect(path, wanted, naming)
@@ -154,13 +174,16 @@ def _in_folder(folder: Path, table: ClassTable, asked: str | None) -> Prediction
         readers[kind] = found
         taken_for.append(evidence)
 
-    def read(stem: str) -> Labels | CoarseMasks:
-        path = files[stem]
-        reader = readers[_kind(path)]
-        return read_labels(path) if reader.name == LABELS else reader.read(path, naming)
+    def read(
+        stem: str, size: tuple[int, int] | None = None, rules: tuple[BackgroundRule | None, ...] | None = None
+    ) -> Labels | CoarseMasks:
+        path, reader = files[stem], readers[kinds[stem]]
+        if reader.name == LABELS:
+            return read_labels(path)
+        return reader.read(path, Naming(table=table, size=size, rules=rules))
 
-    labels_only = {reader.name for reader in readers.values()} == {LABELS}
-    return Predictions(folder, files.keys(), read, tuple(taken_for), labels_only)
+    pictures = frozenset(stem for stem, kind in kinds.items() if readers[kind].name == LABELS)
+    return Predictions(folder, files.keys(), read, tuple(taken_for), pictures)
 
 
 def _in_file(path: Path, table: ClassTable, known: Collection[str], asked: str | None) -> Predictions:
@@ -169,15 +192,16 @@ def _in_file(path: Path, table: ClassTable, known: Collection[str], asked: str |
     if isinstance(detected.format, formats.Format):
         raise InputError(f"{path}: {detected.format.name} is the masks of one image; give the folder that it is in")
     collection = detected.format.open(path, naming)
-    there = dict.fromkeys(collection.stems())
+    there = {composed(key): key for key in collection.stems()}
     key_of = detected.format.key_of
-    keys = {stem: key for stem in known if (key := key_of(stem)) in there}
+    keys = {stem: there[key] for stem in known if (key := key_of(stem)) in there}
     used = set(keys.values())
-    stems: dict[str, str] = {**keys, **{key: key for key in there if key not in used}}
+    keys.update({stem: key for stem, key in there.items() if key not in used})
+
+    def read(
+        stem: str, size: tuple[int, int] | None = None, rules: tuple[BackgroundRule | None, ...] | None = None
+    ) -> CoarseMasks:
+        return collection.read(keys[stem], Naming(size=size, rules=rules))
+
     evidence = "; ".join(filter(None, (detected.evidence, collection.remark)))
-    return Predictions(path, stems.keys(), lambda stem: collection.read(stems[stem]), (evidence,), labels_only=False)
-
-
-def _kind(path: Path) -> str:
-    """What the format of a file is looked for by: its suffix, or "" for a folder."""
-    return "" if path.is_dir() else path.suffix.lower()
+    return Predictions(path, keys.keys(), read, (evidence,), frozenset())

@@ -34,7 +34,7 @@ class SetEvaluation:
     of the images does not change a bit of it. Not for several threads at once: give each its own and `merge`.
 
     Args:
-        table: the classes. Pixels of the value 255 do not count, and those of 0 if the table has no background.
+        table: the classes. Pixels without a label do not count, nor those of 0 if the table has no background.
         boundary: measure boundaries too, which takes most of the time.
 
     Raises:
@@ -82,8 +82,9 @@ class SetEvaluation:
         """Count one image.
 
         Args:
-            labels: the prediction, uint8 or uint16 [H,W] with the table's ids, 255 for no label.
-            truth: the ground truth, the same; 255 for pixels that do not count.
+            labels: the prediction, uint8 or uint16 [H,W] with the table's ids; what means "no label" is said in
+                g4seg_trt.masks.labels.
+            truth: the ground truth, the same; pixels without a label do not count.
 
         Raises:
             MaskError: if the sizes differ or a value is not allowed; the image is not counted then.

@@ -15,6 +15,9 @@ from g4seg_trt.update import BackgroundRule
 
 MOST_RULES = 100
 
+_MOST_COUNTS = 1 << 26
+"""Numbers in the confusion matrices of all rules together: 512 MiB, and each thread has its own."""
+
 _FORM = "KIND:FROM:TO:STEP with the kinds constant and power, such as constant:0.05:0.60:0.05 or power:1:10:1"
 
 
@@ -39,35 +42,52 @@ def parse_sweep(text: str) -> tuple[BackgroundRule, ...]:
 
 
 class SweepEvaluation:
-    """Gathers the same predictions under several background rules.
+    """Gathers the same predictions under several background rules; raises ConfigError for too many of them.
 
-    Args:
+    Attributes:
         space: the classes.
         rules: in the order in which `add` gets their labels.
+        images: how many were counted.
+        decided: how many of them are the same under every rule, being labels from the start.
     """
 
     def __init__(self, space: LabelSpace, rules: Sequence[BackgroundRule]) -> None:
         self.space = space
         self.rules = tuple(rules)
+        self.images = 0
+        self.decided = 0
         count = len(space.ids)
+        if len(self.rules) * count * (count + 1) > _MOST_COUNTS:
+            most = _MOST_COUNTS // (count * (count + 1))
+            raise ConfigError(f"a sweep of {len(self.rules)} rules with {count} classes, allowed: up to {most} rules")
         self._matrices: Ints = np.zeros((len(self.rules), count, count + 1), dtype=np.int64)
 
     def add(self, labels: Sequence[Labels], truth: Labels) -> None:
         """Count one image: its labels under each rule; raises MaskError as `LabelSpace.count`."""
         self._matrices += np.stack([self.space.count(one, truth) for one in labels])
+        self.images += 1
+
+    def add_decided(self, labels: Labels, truth: Labels) -> None:
+        """Count one image that is labels from the start; raises MaskError as `LabelSpace.count`."""
+        self._matrices += self.space.count(labels, truth)
+        self.images += 1
+        self.decided += 1
 
     def merge(self, other: SweepEvaluation) -> None:
         """Add the images of another sweep of the same classes and rules; raises ConfigError if they differ."""
         if (other.space.ids, other.rules) != (self.space.ids, self.rules):
             raise ConfigError("sweeps over different classes or rules cannot be added up")
         self._matrices += other._matrices
+        self.images += other.images
+        self.decided += other.decided
 
     def summary(self, mean_over: str = "present") -> dict[str, Any]:
         """The mean IoU under each rule, and the best of them.
 
         Returns:
-            "rules", a list of {"background", "mean_iou", "counted_classes"}, and "best", the first of the best of
-            them, None without any; it was chosen on the ground truth, so no method can be said to reach it.
+            "images"; "label_pictures", the number of those that are the same under every rule; "rules", a list of
+            {"background", "mean_iou", "counted_classes"}, and "best", the first of the best of them, None without
+            any; it was chosen on the ground truth, so no method can be said to reach it.
 
         Raises:
             ConfigError: for another `mean_over`, see `counted_classes`.
@@ -81,4 +101,5 @@ class SweepEvaluation:
             for rule, matrix in zip(self.rules, self._matrices, strict=True)
         ]
         defined = [rule for rule in rules if rule["mean_iou"] is not None]
-        return {"rules": rules, "best": max(defined, key=lambda rule: rule["mean_iou"], default=None)}
+        best = max(defined, key=lambda rule: rule["mean_iou"], default=None)
+        return {"images": self.images, "label_pictures": self.decided, "rules": rules, "best": best}

@@ -44,7 +44,7 @@ def comparison_lines(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
             heads = [f"{100 * one['from']:.0f}-{100 * one['to']:.0f}" for one in strata[:-1]]
             table.append(("masks", "mean IoU", *heads, "all", "made worse"))
         gains = ["n/a" if one["gain"] is None else f"{100 * one['gain']:+.2f}" for one in strata]
-        table.append((_plain(name), _percent(summary["figures"]["mean_iou"]), *gains, _percent(strata[-1]["worse"])))
+        table.append((_plain(name), percent(summary["figures"]["mean_iou"]), *gains, percent(strata[-1]["worse"])))
     return ["compared (gain in points by the IoU of the coarse mask):", *_table(table, left=0)]
 
 
@@ -68,16 +68,22 @@ def _set_lines(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _sweep_lines(sweep: Mapping[str, Any], fixed: float | None) -> Iterator[str]:
-    yield "background rules tried on this ground truth:"
+    yield f"background rules tried on this ground truth{_decided(sweep)}:"
     rows = [("rule", "mean IoU")]
-    rows += [(rule["background"], _percent(rule["mean_iou"])) for rule in sweep["rules"]]
+    rows += [(rule["background"], percent(rule["mean_iou"])) for rule in sweep["rules"]]
     yield from _table(rows, left=0)
     best = sweep["best"]
     if best is not None:
         yield (
             f"best of the sweep, chosen on the ground truth: {best['background']} with mean IoU "
-            f"{_percent(best['mean_iou'])} (the fixed rule: {_percent(fixed)})"
+            f"{percent(best['mean_iou'])} (the fixed rule: {percent(fixed)})"
         )
+
+
+def _decided(sweep: Mapping[str, Any]) -> str:
+    """Which of the images no rule of a sweep changes."""
+    count, images = sweep["label_pictures"], sweep["images"]
+    return f" ({count} of {images} images are label pictures, the same under every rule)" if count else ""
 
 
 def _gain_lines(gain: Mapping[str, Any]) -> Iterator[str]:
@@ -90,8 +96,8 @@ def _gain_lines(gain: Mapping[str, Any]) -> Iterator[str]:
         name = "all" if stratum is everything else f"{100 * stratum['from']:.0f}-{100 * stratum['to']:.0f}"
         change = "n/a" if stratum["gain"] is None else f"{100 * stratum['gain']:+.2f}"
         error = "n/a" if stratum["two_errors"] is None else f"{100 * stratum['two_errors']:.2f}"
-        shares = [_percent(stratum[key]) for key in ("worse", "better")]
-        middle = [_percent(stratum[key]) for key in ("before", "after")]
+        shares = [percent(stratum[key]) for key in ("worse", "better")]
+        middle = [percent(stratum[key]) for key in ("before", "after")]
         rows.append((name, str(stratum["masks"]), *middle, change, error, *shares))
     yield from _table(rows, left=0)
     yield (
@@ -105,10 +111,10 @@ def _class_lines(classes: Sequence[Mapping[str, Any]], before: Sequence[Mapping[
     names = {"iou": "IoU", "accuracy": "accuracy", "boundary_accuracy": "mBA", "boundary_f": "F"}
     if all(one["boundary_masks"] == 0 for one in classes):
         names = {key: name for key, name in names.items() if not key.startswith("boundary")}
-    coarse = {} if before is None else {"coarse IoU": [_percent(one["iou"]) for one in before]}
+    coarse = {} if before is None else {"coarse IoU": [percent(one["iou"]) for one in before]}
     rows = [("id", "class", *coarse, *names.values())]
     for index, one in enumerate(classes):
-        cells = [*(column[index] for column in coarse.values()), *(_percent(one[key]) for key in names)]
+        cells = [*(column[index] for column in coarse.values()), *(percent(one[key]) for key in names)]
         rows.append((str(one["id"]), _plain(one["name"]), *cells))
     yield from _table(rows, left=1)
 
@@ -116,10 +122,10 @@ def _class_lines(classes: Sequence[Mapping[str, Any]], before: Sequence[Mapping[
 def _beside(figures: Mapping[str, Any], coarse: Mapping[str, Any] | None, key: str) -> str:
     """A figure in percent, with that of the coarse masks before it."""
     if coarse is None:
-        return _percent(figures[key])
+        return percent(figures[key])
     before, after = coarse[key], figures[key]
     gained = "n/a" if before is None or after is None else f"{100 * (after - before):+.2f}"
-    return f"{_percent(before)} before, {_percent(after)} after ({gained})"
+    return f"{percent(before)} before, {percent(after)} after ({gained})"
 
 
 def _plain(name: str) -> str:
@@ -127,7 +133,8 @@ def _plain(name: str) -> str:
     return "".join(character if character.isprintable() else " " for character in name)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share from 0 to 1 in percent, "n/a" for None."""
     return "n/a" if value is None else f"{100 * value:.2f}"
 
 

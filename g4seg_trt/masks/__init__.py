@@ -17,6 +17,7 @@ from g4seg_trt.masks.png import IGNORE, label_colours, read_index_png, read_png,
 __all__ = [
     "IGNORE",
     "NAMED_READERS",
+    "PROBABILITY_SUFFIXES",
     "SINGLE_READERS",
     "as_probability",
     "check_probability_path",
@@ -30,6 +31,9 @@ __all__ = [
     "write_label_png",
     "write_probabilities",
 ]
+
+PROBABILITY_SUFFIXES = (".png", ".npz")
+"""Of the files that `write_probabilities` writes."""
 
 SINGLE_READERS: Mapping[str, Callable[[Path], Floats]] = {".png": read_png, ".npy": read_npy}
 """Formats that hold one class without its name."""
@@ -104,7 +108,7 @@ def write_probabilities(path: Path, probabilities: Mapping[str, Floats]) -> None
 def check_probability_path(path: Path, classes: int) -> None:
     """Check that `path` can name the probabilities of this many classes; raises OutputError."""
     suffix = path.suffix.lower()
-    if suffix not in (".png", ".npz"):
+    if suffix not in PROBABILITY_SUFFIXES:
         raise OutputError(f"cannot write {path}: probabilities are written as .png (one class) or .npz")
     if suffix == ".png" and classes != 1:
         raise OutputError(f"cannot write {path}: a .png holds one class, not {classes}; use .npz")

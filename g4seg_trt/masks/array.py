@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -24,12 +25,13 @@ from g4seg_trt.inputs import check_masks
 _BROKEN_FILE = (
     OSError,
     EOFError,
-    KeyError,
+    LookupError,
     MemoryError,
     NotImplementedError,
     OverflowError,
     RuntimeError,
     SyntaxError,
+    TypeError,
     ValueError,
     struct.error,
     tokenize.TokenError,
@@ -49,6 +51,9 @@ MOST_UNSIZED = 2**28
 
 _LONGEST_HEADER = 2**16
 """Bytes before an array's values; the format allows 4 GiB, which a zip archive packs into 4 MB."""
+
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""What numpy writes; the others of zip have errors of their own."""
 
 _HALF_ROUNDING = 2.0**-10
 """How far float16 values may lie outside [0,1]: its step at 1."""
@@ -83,7 +88,7 @@ def open_npy(path: Path) -> Array:
 def write_npy(path: Path, array: Array) -> None:
     """Write an array as a .npy file, atomically; raises OutputError."""
     with atomic_file(path) as file:
-        npy.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+        npy.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
 
 
 def npz_names(path: Path) -> tuple[str, ...]:
@@ -96,15 +101,17 @@ def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
     """Shape and dtype of every array of a .npz file as their headers say, by name in the file's order.
 
     Raises:
-        MaskError: if the file is missing, damaged or empty, or two arrays have one name.
+        MaskError: if the file is missing, damaged or empty, two arrays have one name, or one is far too large.
     """
     headers: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {}
     with _archive(path) as archive:
-        for name in archive.namelist():
-            key = name.removesuffix(".npy")
+        for info in archive.infolist():
+            key = info.filename.removesuffix(".npy")
             if key in headers:
                 raise MaskError(f"{path}: two arrays are called {key!r}")
-            with archive.open(name) as member:
+            if info.compress_type not in _PACKINGS:
+                raise MaskError(f"{path}: {key!r} is packed in a way that numpy does not write")
+            with archive.open(info) as member:
                 headers[key] = _header(_Bounded(member, _LONGEST_HEADER))
     if not headers:
         raise MaskError(f"{path}: holds no array, expected one [height, width] probability for each class name")
@@ -125,6 +132,17 @@ def read_npz(
         class name -> float32 [H,W] in [0,1], in the file's order.
 
     Raises:
+        MaskError: as `npz_maps`.
+    """
+    return dict(npz_maps(path, names, image))
+
+
+def npz_maps(
+    path: Path, names: Collection[str] | None = None, image: tuple[int, int] | None = None
+) -> Iterator[tuple[str, Floats]]:
+    """As `read_npz`, one class after the other.
+
+    Raises:
         MaskError: if the file is missing, damaged, pickled or empty, an array is not a probability
             (`as_probability`), or it unpacks to more than an image's maps may hold (`check_count`), which is
             known before anything is unpacked.
@@ -140,29 +158,50 @@ def read_npz(
             )
         # As many of this size as there are maps: those of one image are all of one.
         check_count(len(wanted), (shape[0], shape[1]), what, image)
+    for name, array in npz_arrays(path, wanted):
+        yield name, as_probability(array, f"{path}, class {name!r}")
+
+
+def npz_arrays(path: Path, wanted: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]) -> Iterator[tuple[str, Array]]:
+    """Arrays of a .npz file as they are stored, one after the other.
+
+    Args:
+        path: the file.
+        wanted: which, with what `npz_headers` says of them.
+
+    Yields:
+        Name and array, in the file's order.
+
+    Raises:
+        MaskError: if the file is missing or damaged, or an array is longer than its header says.
+    """
     with _archive(path) as archive:
-        arrays = {}
         for member_name in archive.namelist():
             name = member_name.removesuffix(".npy")
             if name not in wanted:
                 continue
             shape, dtype = wanted[name]
-            length = shape[0] * shape[1] * np.dtype(dtype).itemsize
+            length = math.prod(shape) * np.dtype(dtype).itemsize
             with archive.open(member_name) as member:
                 array = npy.read_array(_Bounded(member, length + _LONGEST_HEADER), allow_pickle=False)
-            arrays[name] = as_probability(array, f"{path}, class {name!r}")
-    return arrays
+            yield name, array
 
 
-def write_npz(
-    path: Path, probabilities: Mapping[str, Floats], dtypes: Mapping[str, npt.DTypeLike] | None = None
-) -> None:
-    """Write named probabilities as a compressed .npz file, atomically. The same input gives the same bytes.
+def write_npz(path: Path, probabilities: Mapping[str, Floats]) -> None:
+    """Write named probabilities as a .npz file of float32 (`write_arrays`).
 
     Args:
         path: where to.
         probabilities: class name -> float [H,W] in [0,1]. Any name will do, also "file".
-        dtypes: class name -> dtype (`as_stored`); float32 where there is none.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    write_arrays(path, ((name, as_stored(one, np.float32)) for name, one in probabilities.items()))
+
+
+def write_arrays(path: Path, arrays: Iterable[tuple[str, Array]]) -> None:
+    """Write named arrays as a compressed .npz file, atomically. The same input gives the same bytes.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -171,13 +210,12 @@ def write_npz(
         atomic_file(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
     ):
-        for name, probability in probabilities.items():
+        for name, array in arrays:
             # A ZipInfo of one's own carries no clock time.
             member = zipfile.ZipInfo(f"{name}.npy")
             member.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(member, "w", force_zip64=True) as stream:
-                stored = as_stored(probability, (dtypes or {}).get(name, np.float32))
-                npy.write_array(stream, np.ascontiguousarray(stored), allow_pickle=False)
+                npy.write_array(stream, np.asarray(array, order="C"), allow_pickle=False)
 
 
 def as_stored(probability: Floats, dtype: npt.DTypeLike) -> Array:
@@ -209,6 +247,27 @@ def as_probability(array: Array, what: str) -> Floats:
         array = np.where(near, np.clip(array, low, high), array)
     height, width = array.shape if array.ndim == 2 else (0, 0)
     return check_masks({what: array}, (height, width))[what]
+
+
+def as_probabilities(arrays: Iterable[Array], names: Sequence[str], size: tuple[int, int], what: str) -> Floats:
+    """Arrays of one size as the maps of classes, one after the other: no more than two are held beside the maps.
+
+    Args:
+        arrays: [H,W] each, as `as_probability` takes them.
+        names: their classes, as many.
+        size: (height, width).
+        what: the file and the place in it, for the message.
+
+    Returns:
+        float32 [K,H,W] in [0,1].
+
+    Raises:
+        MaskError: as `as_probability`.
+    """
+    maps = np.empty((len(names), *size), np.float32)
+    for one, array, name in zip(maps, arrays, names, strict=True):
+        one[:] = as_probability(array, f"{what}, class {name!r}")
+    return maps
 
 
 def check_count(classes: int, size: tuple[int, int], what: str, image: tuple[int, int] | None = None) -> None:

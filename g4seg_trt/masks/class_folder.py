@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from g4seg_trt.arrays import Floats
-from g4seg_trt.atomic import reason
+from g4seg_trt.atomic import atomic_folder, check_writable, reason
 from g4seg_trt.errors import MaskError, OutputError
 from g4seg_trt.listing import composed
 from g4seg_trt.masks.array import as_probability, as_stored, open_npy, write_npy
 from g4seg_trt.masks.coarse import CoarseMasks, Naming
-from g4seg_trt.masks.gather import choose, maps_by_key, named_maps, some
+from g4seg_trt.masks.gather import Chosen, choose, maps_by_key, named_maps, some
 from g4seg_trt.masks.png import GreyLayout, read_grey, write_grey
 
 NAME = "class-folder"
 SUFFIXES = (".png", ".npy")
 
 
+@dataclass(frozen=True)
+class FolderLayout:
+    """What `write` gives back.
+
+    Attributes:
+        path: the folder, which still has the files that were not asked for.
+        chosen: what it calls the classes.
+        layouts: name of a map -> its file's name and how that stores it (a GreyLayout, or the dtype of an array).
+        others: the names of the files that were not asked for.
+    """
+
+    path: Path
+    chosen: Chosen
+    layouts: Mapping[str, tuple[str, Any]]
+    others: tuple[str, ...]
+
+
 def class_files(folder: Path) -> dict[str, Path]:
     """The masks CLASS.png and CLASS.npy of one image: class name -> file, in the order of the names.
 
     Raises:
-        MaskError: if the folder cannot be read, holds none, or two of one name.
+        MaskError: if the folder cannot be read, holds none, two of one name, or something else of such a name.
     """
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -34,6 +52,8 @@ def class_files(folder: Path) -> dict[str, Path]:
     for path in entries:
         if path.suffix.lower() not in SUFFIXES:
             continue
+        if not path.is_file():  # a pipe would be waited for
+            raise MaskError(f"{path}: not a file that can be read, expected a mask")
         # One Unicode form: file systems differ in theirs.
         name = composed(path.stem)
         if name in files:
@@ -53,47 +73,48 @@ def read(path: Path, naming: Naming) -> CoarseMasks:
     """
     files = class_files(path)
     chosen = choose(files, naming, path)
-    maps: dict[str, Floats] = {}
     layouts: dict[str, tuple[str, Any]] = {}
-    for name in chosen.wanted():
-        file = files[name]
-        if file.suffix.lower() == ".npy":
-            array = open_npy(file)
-            maps[name], layouts[name] = as_probability(array, str(file)), (file.name, array.dtype)
-        else:
-            maps[name], layout = read_grey(file)
-            layouts[name] = file.name, layout
-    return named_maps(maps, chosen, naming, path, {NAME: (chosen, layouts)})
+
+    def maps() -> Iterator[tuple[str, Floats]]:
+        for name in chosen.wanted():
+            file = files[name]
+            if file.suffix.lower() == ".npy":
+                array = open_npy(file)
+                layouts[name] = file.name, array.dtype
+                yield name, as_probability(array, str(file))
+            else:
+                probability, layout = read_grey(file)
+                layouts[name] = file.name, layout
+                yield name, probability
+
+    others = tuple(file.name for name, file in files.items() if name not in chosen.wanted())
+    return named_maps(maps(), chosen, naming, path, {NAME: FolderLayout(path, chosen, layouts, others)})
 
 
 def write(path: Path, masks: CoarseMasks) -> None:
     """Write a folder with the files that came in, each in its mode or dtype, the background as it was.
 
-    The folder appears whole or not at all. One that is there is replaced.
+    Files of classes that were not asked for are copied from the folder that was read. The folder appears whole or not
+    at all. One that is there is replaced.
 
     Raises:
-        OutputError: if the folder cannot be written, or there is one that holds anything but masks.
+        OutputError: if the folder cannot be written, there is one that holds anything but masks, a file that is to be
+            copied is gone, or a class (of masks of another format) has no name for a file.
     """
-    chosen, layouts = masks.origin.get(NAME, (None, {}))
-    maps = maps_by_key(masks, chosen)
-    layouts = layouts or {name: (f"{name}.png", GreyLayout()) for name in maps}
-    try:
-        _check_replaceable(path)
-        temporary = path.parent / f".g4seg-{secrets.token_hex(8)}.part"
-        temporary.mkdir()
-        try:
-            for name, (file, layout) in layouts.items():
-                if isinstance(layout, GreyLayout):
-                    write_grey(temporary / file, maps[name], layout)
-                else:
-                    write_npy(temporary / file, as_stored(maps[name], layout))
-            if path.exists():
-                shutil.rmtree(path)
-            temporary.replace(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {reason(error)}") from error
+    layout: FolderLayout | None = masks.origin.get(NAME)
+    if layout is None:
+        layouts = {name: (_file_of(name, path), GreyLayout()) for name in maps_by_key(masks, None)}
+        layout = FolderLayout(path, Chosen({name: name for name in masks.names}, None), layouts, ())
+    maps = maps_by_key(masks, layout.chosen)
+    check_replaceable(path)
+    with atomic_folder(path) as folder:
+        for name, (file, stored) in layout.layouts.items():
+            if isinstance(stored, GreyLayout):
+                write_grey(folder / file, maps[name], stored)
+            else:
+                write_npy(folder / file, as_stored(maps[name], stored))
+        for file in layout.others:
+            shutil.copyfile(layout.path / file, folder / file)
 
 
 def recognise(path: Path) -> str | None:
@@ -105,11 +126,20 @@ def recognise(path: Path) -> str | None:
     return f"a folder with a file for each class ({some(files)})"
 
 
-def _check_replaceable(path: Path) -> None:
-    if not path.exists():
-        return
-    if path.is_symlink() or not path.is_dir():
-        raise OutputError(f"cannot write {path}: it exists and is not a folder")
-    for entry in path.iterdir():
-        if entry.suffix.lower() not in SUFFIXES or not entry.is_file():
-            raise OutputError(f"cannot write {path}: it holds {entry.name}, which is no mask; remove it first")
+def _file_of(name: str, path: Path) -> str:
+    """The file of a class that came without one."""
+    file = f"{name}.png"
+    if Path(file).name != file or "\0" in file:
+        raise OutputError(f"cannot write {path}: the class {name!r} cannot be the name of a file")
+    return file
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that a folder holds masks and nothing else, if it is there; raises OutputError."""
+    try:
+        check_writable(path, folder=True)
+        for entry in path.iterdir() if path.exists() else ():
+            if entry.suffix.lower() not in SUFFIXES or not entry.is_file():
+                raise OutputError(f"cannot write {path}: it holds {entry.name}, which is no mask; remove it first")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {reason(error)}") from error

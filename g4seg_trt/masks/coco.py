@@ -1,20 +1,16 @@
-"""What COCO's two kinds of JSON files share: parsing, telling them apart, one map for each class."""
+"""What COCO's two kinds of JSON files share: parsing, telling them apart, what their values may be."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+import reprlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from g4seg_trt.arrays import Bools, Floats
 from g4seg_trt.atomic import reason
 from g4seg_trt.errors import MaskError
-from g4seg_trt.masks.array import check_count
 
 _PEEK = 2**16
 """Bytes at the beginning and the end of a file that tell what it is."""
@@ -55,45 +51,24 @@ def number_of(stem: str) -> str:
     return match[1] if match else stem
 
 
-def digest(content: object) -> str:
-    """sha256 of a part of a JSON file, whatever its spaces and the order of its keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def dumped(content: object, what: str, *, sort_keys: bool = False) -> bytes:
+    """A part of a JSON file as it is written; raises MaskError if it is nested so deep that it was only just read."""
+    try:
+        return json.dumps(content, sort_keys=sort_keys).encode("ascii")
+    except RecursionError as error:
+        raise MaskError(f"{what}: its values nest too deep") from error
 
 
-def is_id(value: object) -> bool:
-    """Whether a JSON value may be the id of an image or a category."""
-    return isinstance(value, int) and not isinstance(value, bool)
+def digest(content: object, what: str) -> str:
+    """sha256 of a part of a JSON file, whatever its spaces and the order of its keys; raises as `dumped`."""
+    return hashlib.sha256(dumped(content, what, sort_keys=True)).hexdigest()
 
 
-def combined(
-    instances: Iterable[tuple[int, float, Bools]],
-    count: int,
-    size: tuple[int, int],
-    what: str,
-    image: tuple[int, int] | None,
-) -> Floats:
-    """One map for each class: the largest score of its instances at each pixel.
-
-    Args:
-        instances: place of the class, score in [0,1], pixels bool [H,W].
-        count: how many classes.
-        size: (height, width).
-        what: the file and image, for the message.
-        image: the image's (height, width), if it is known.
-
-    Returns:
-        float32 [count,H,W] in [0,1].
-
-    Raises:
-        MaskError: if that is too much to hold, or of another size than the image.
-    """
-    check_count(count, size, what, image)
-    maps = np.zeros((count, *size), np.float32)
-    for place, score, mask in instances:
-        np.maximum(maps[place], np.float32(score), out=maps[place], where=mask)
-    return maps
+def is_whole(value: object) -> bool:
+    """Whether a JSON value may be an id, or the side of a picture: a whole number of no more than 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
-def kept(probability: Floats, score: float) -> Bools:
-    """The pixels of a class that are written: at least half of its score, and above 0."""
-    return (probability >= np.float32(score / 2)) & (probability > 0)
+def short(value: object) -> str:
+    """A JSON value for a message, the beginning and the end of a long one."""
+    return reprlib.repr(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -13,10 +12,10 @@ import numpy as np
 from g4seg_trt.arrays import Bools
 from g4seg_trt.atomic import atomic_file
 from g4seg_trt.errors import MaskError
-from g4seg_trt.masks.array import check_count
-from g4seg_trt.masks.coarse import CoarseMasks, Naming, ids_of_names, selected
-from g4seg_trt.masks.coco import combined, digest, is_id, kept, load_json, peek
-from g4seg_trt.masks.coco_rle import decode, encode
+from g4seg_trt.masks.coarse import CoarseMasks, Naming, ids_of_names
+from g4seg_trt.masks.coco import digest, dumped, is_whole, load_json, peek, short
+from g4seg_trt.masks.coco_maps import Instance, class_maps, kept
+from g4seg_trt.masks.coco_rle import encode
 
 NAME = "coco-instances"
 _PARTS = ("images", "annotations", "categories")
@@ -42,25 +41,29 @@ class Content:
     """The parts of the file.
 
     Attributes:
-        rest: everything but images and annotations.
+        whole: the file as it is, without images and annotations in their places (None).
         images: image records by the stem of their file.
         annotations: annotations by image id.
         categories: category names by their id, in the order of the ids.
     """
 
-    rest: dict[str, Any]
+    whole: dict[str, Any]
     images: dict[str, dict[str, Any]]
     annotations: dict[int, list[dict[str, Any]]]
     categories: dict[int, str]
 
 
 class InstanceCollection:
-    """The masks of all images in an instances file, decoded image by image. Stems are those of the file names."""
+    """The masks of all images in an instances file, decoded image by image. Stems are those of the file names.
+
+    Attributes:
+        path: the file.
+    """
 
     remark: str | None = None
 
     def __init__(self, path: Path, naming: Naming, content: Content) -> None:
-        self._path = path
+        self.path = path
         self._naming = naming
         self.content = content
 
@@ -86,14 +89,13 @@ class InstanceCollection:
         annotations: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in images.values()}
         for place, annotation in enumerate(content["annotations"]):
             _check(annotation, {"image_id": int, "category_id": int}, f"{path}, annotations[{place}]")
-            what = f"{path}, annotation {annotation.get('id')}"
-            if annotation["image_id"] not in annotations:
-                raise MaskError(f"{what}: the file has no image {annotation['image_id']}")
-            if annotation["category_id"] not in categories:
-                raise MaskError(f"{what}: the file has no category {annotation['category_id']}")
+            for kind, known in (("image", annotations), ("category", categories)):
+                if annotation[f"{kind}_id"] not in known:
+                    what = f"{path}, annotation {short(annotation.get('id'))}"
+                    raise MaskError(f"{what}: the file has no {kind} {annotation[f'{kind}_id']}")
             annotations[annotation["image_id"]].append(annotation)
-        rest = {key: value for key, value in content.items() if key not in ("images", "annotations")}
-        return cls(path, naming, Content(rest, images, annotations, categories))
+        whole = {key: None if key in ("images", "annotations") else value for key, value in content.items()}
+        return cls(path, naming, Content(whole, images, annotations, categories))
 
     @staticmethod
     def key_of(stem: str) -> str:
@@ -108,7 +110,7 @@ class InstanceCollection:
         """sha256 of what the file says about an image; raises MaskError if that is nothing."""
         image = self._image(stem)
         annotations = self.content.annotations[image["id"]]
-        return digest([image, annotations, self.content.rest["categories"]])
+        return digest([image, annotations, self.content.whole["categories"]], f"{self.path}, image {stem}")
 
     def read(self, stem: str, naming: Naming | None = None) -> CoarseMasks:
         """The masks of one image: for each class with an instance the pixels of any.
@@ -124,32 +126,29 @@ class InstanceCollection:
         """
         asked = self._naming if naming is None else replace(naming, table=self._naming.table)
         image = self._image(stem)
-        what = f"{self._path}, image {stem}"
+        what = f"{self.path}, image {stem}"
         size = image["height"], image["width"]
-        check_count(1, size, what, asked.size)
-        annotations = self.content.annotations[image["id"]]
-        present = {annotation["category_id"] for annotation in annotations}
-        categories = tuple(one for one in self.content.categories if one in present)
-        names = tuple(self.content.categories[one] for one in categories)
-        table = self._naming.table
-        of_table = names if table is None else tuple(table.named(name, what).name for name in names)
-        places = selected(of_table, asked, what)
-        categories, names = tuple(categories[place] for place in places), tuple(names[place] for place in places)
-        masks = (
-            (
-                categories.index(one["category_id"]),
+        instances = [
+            Instance(
+                one["category_id"],
                 1.0,
-                decode(one.get("segmentation"), size, f"{what}, annotation {one.get('id')}"),
+                one.get("segmentation"),
+                f"{what}, annotation {short(one.get('id'))}",
+                one,
             )
-            for one in annotations
-            if one["category_id"] in categories
-        )
-        others = tuple(one for one in annotations if one["category_id"] not in categories)
+            for one in self.content.annotations[image["id"]]
+        ]
+        present = {one.category for one in instances}
+        names = {one: name for one, name in self.content.categories.items() if one in present}
+        table = self._naming.table
+        of_table = names if table is None else {one: table.named(name, what).name for one, name in names.items()}
+        found = class_maps(instances, of_table, asked, size, what)
+        chosen = tuple(names[one] for one in found.categories)
         return CoarseMasks(
-            self._ids(categories, names, what),
-            names,
-            combined(masks, len(categories), size, what, asked.size),
-            origin={NAME: InstanceLayout(image, categories, others)},
+            self._ids(found.categories, chosen, what),
+            chosen,
+            found.maps,
+            origin={NAME: InstanceLayout(image, found.categories, found.others)},
         )
 
     def _ids(self, categories: tuple[int, ...], names: tuple[str, ...], what: str) -> tuple[int, ...]:
@@ -161,7 +160,7 @@ class InstanceCollection:
     def _image(self, stem: str) -> dict[str, Any]:
         image = self.content.images.get(stem)
         if image is None:
-            raise MaskError(f"{self._path}: has no image {stem}")
+            raise MaskError(f"{self.path}: has no image {stem}")
         return image
 
 
@@ -191,9 +190,9 @@ def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], sou
             if pixels.any():
                 annotations.append(_annotation(len(annotations) + 1, layout.image["id"], category, pixels))
         annotations += [{**one, "id": number} for number, one in enumerate(layout.others, len(annotations) + 1)]
-    content = {**source.content.rest, "images": images, "annotations": annotations}
+    content = {**source.content.whole, "images": images, "annotations": annotations}
     with atomic_file(path) as file:
-        file.write(json.dumps(content).encode())
+        file.write(dumped(content, str(source.path)))
 
 
 def recognise(path: Path) -> str | None:
@@ -241,6 +240,10 @@ def _categories(records: list[Any], path: Path) -> dict[int, str]:
     categories: dict[int, str] = {}
     for place, category in enumerate(records):
         _check(category, {"id": int, "name": str}, f"{path}, categories[{place}]")
+        if any("\ud800" <= letter <= "\udfff" for letter in category["name"]):  # halves of UTF-16 pairs
+            raise MaskError(
+                f"{path}: the category {category['id']} is called {short(category['name'])}, no Unicode text"
+            )
         if category["id"] in categories:
             raise MaskError(f"{path}: two categories have the id {category['id']}")
         if category["name"] in categories.values():
@@ -253,5 +256,5 @@ def _check(record: object, keys: dict[str, type], what: str) -> None:
     """Check that a record is an object with these keys, texts or whole numbers."""
     for key, kind in keys.items():
         value = record.get(key) if isinstance(record, dict) else None
-        if not (is_id(value) if kind is int else isinstance(value, kind)):
-            raise MaskError(f"{what}: {key} is {value!r}, expected {'a whole number' if kind is int else 'text'}")
+        if not (is_whole(value) if kind is int else isinstance(value, kind)):
+            raise MaskError(f"{what}: {key} is {short(value)}, expected {'a whole number' if kind is int else 'text'}")

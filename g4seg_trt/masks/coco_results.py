@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 from g4seg_trt.atomic import atomic_file
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import ClassNameError, MaskError
-from g4seg_trt.masks.coarse import CoarseMasks, Naming, selected
-from g4seg_trt.masks.coco import combined, digest, is_id, kept, load_json, number_of, peek
-from g4seg_trt.masks.coco_rle import decode, encode, size_of
+from g4seg_trt.masks.coarse import CoarseMasks, Naming
+from g4seg_trt.masks.coco import digest, dumped, is_whole, load_json, number_of, peek, short
+from g4seg_trt.masks.coco_maps import Instance, class_maps, kept
+from g4seg_trt.masks.coco_rle import encode, size_of
 
 NAME = "coco-results"
 
@@ -40,12 +40,15 @@ class ResultCollection:
 
     The file has image ids and no names. `stems` are the ids as plain numbers; `digest` and `read` take any stem that
     stands for the same number (`key_of`): 139, 000000000139, COCO_val2014_000000000139.
+
+    Attributes:
+        path: the file.
     """
 
     remark: str | None = None
 
     def __init__(self, path: Path, naming: Naming, table: ClassTable, entries: dict[str, list[dict[str, Any]]]) -> None:
-        self._path = path
+        self.path = path
         self._naming = naming
         self._table = table
         self._entries = entries
@@ -72,7 +75,8 @@ class ResultCollection:
             raise MaskError(f"{path}: a {type(content).__name__}, expected a list of results with image_id")
         entries: dict[str, list[dict[str, Any]]] = {}
         for place, entry in enumerate(content):
-            if not isinstance(entry, dict) or not is_id(entry.get("image_id")) or not is_id(entry.get("category_id")):
+            ids = ("image_id", "category_id")
+            if not isinstance(entry, dict) or not all(is_whole(entry.get(key)) for key in ids):
                 raise MaskError(f"{path}, result {place}: expected an object with the numbers image_id and category_id")
             if "segmentation" not in entry:
                 raise MaskError(f"{path}, result {place}: has no segmentation (boxes alone are no masks)")
@@ -90,7 +94,7 @@ class ResultCollection:
 
     def digest(self, stem: str) -> str:
         """sha256 of what the file says about an image; raises MaskError if that is nothing."""
-        return digest(self._of(stem))
+        return digest(self._of(stem), f"{self.path}, image {stem}")
 
     def read(self, stem: str, naming: Naming | None = None) -> CoarseMasks:
         """The masks of one image: for each class the largest score of its instances at every pixel.
@@ -106,41 +110,29 @@ class ResultCollection:
         """
         asked = self._naming if naming is None else replace(naming, table=self._table)
         entries = self._of(stem)
-        what = f"{self._path}, image {entries[0]['image_id']}"
-        instances: list[tuple[int, float, Any]] = []
-        best: dict[int, float] = {}
-        for entry in entries:
-            score = _score(entry.get("score"), what)
-            category = entry["category_id"]
-            best[category] = max(score, best.get(category, 0.0))
-            instances.append((category, score, entry["segmentation"]))
-        found = sorted(best)
-        classes = [self._table.category(category, what) for category in found]
-        places = selected([one.name for one in classes], asked, what)
-        classes = [classes[place] for place in places]
-        categories = tuple(found[place] for place in places)
+        what = f"{self.path}, image {entries[0]['image_id']}"
+        instances = [
+            Instance(entry["category_id"], _score(entry.get("score"), what), entry["segmentation"], what, entry)
+            for entry in entries
+        ]
+        classes = {one: self._table.category(one, what) for one in sorted({one.category for one in instances})}
         first = entries[0]["segmentation"]
         if not isinstance(first, dict):
             raise MaskError(f"{what}: a result's segmentation has to be a run-length code with size and counts")
-        size = size_of(first, what)
-        masks = (
-            (categories.index(category), score, decode(one, size, what))
-            for category, score, one in instances
-            if category in categories
-        )
-        others = tuple(entry for entry in entries if entry["category_id"] not in categories)
-        scores = tuple(best[one] for one in categories)
+        names = {category: one.name for category, one in classes.items()}
+        found = class_maps(instances, names, asked, size_of(first, what), what)
+        best = tuple(max(one.score for one in instances if one.category == each) for each in found.categories)
         return CoarseMasks(
-            tuple(one.id for one in classes),
-            tuple(one.name for one in classes),
-            combined(masks, len(categories), size, what, asked.size),
-            origin={NAME: ResultLayout(entries[0]["image_id"], categories, scores, others)},
+            tuple(classes[category].id for category in found.categories),
+            tuple(classes[category].name for category in found.categories),
+            found.maps,
+            origin={NAME: ResultLayout(entries[0]["image_id"], found.categories, best, found.others)},
         )
 
     def _of(self, stem: str) -> list[dict[str, Any]]:
         entries = self._entries.get(self.key_of(stem))
         if entries is None:
-            raise MaskError(f"{self._path}: has no result for the image {stem}")
+            raise MaskError(f"{self.path}: has no result for the image {stem}")
         return entries
 
 
@@ -160,7 +152,7 @@ def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], sou
         MissingExtraError: pycocotools is not installed.
         OutputError: if the file cannot be written.
     """
-    del source  # every image brings its own layout
+    what = str(source.path)
     with atomic_file(path) as file:
         before = b"["
         for _, masks in results:
@@ -175,10 +167,10 @@ def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], sou
                     "segmentation": encode(pixels),
                     "score": score,
                 }
-                file.write(before + json.dumps(result).encode())
+                file.write(before + dumped(result, what))
                 before = b",\n"
             for other in layout.others:
-                file.write(before + json.dumps(other).encode())
+                file.write(before + dumped(other, what))
                 before = b",\n"
         file.write(b"]" if before != b"[" else b"[]")
 
@@ -194,5 +186,5 @@ def recognise(path: Path) -> str | None:
 
 def _score(value: object, what: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
-        raise MaskError(f"{what}: a score is {value!r}, expected a number from 0 to 1")
+        raise MaskError(f"{what}: a score is {short(value)}, expected a number from 0 to 1")
     return float(value)

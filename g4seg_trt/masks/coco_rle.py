@@ -13,6 +13,7 @@ import numpy as np
 from g4seg_trt.arrays import Array, Bools, Ints
 from g4seg_trt.errors import MaskError, MissingExtraError
 from g4seg_trt.masks.array import check_count
+from g4seg_trt.masks.coco import is_whole, short
 
 _LONGEST_RUN = 7
 """Characters of one run: five bits each, as many as 32 bits need."""
@@ -38,7 +39,7 @@ def decode(segmentation: object, size: tuple[int, int] | None, what: str) -> Boo
     if isinstance(segmentation, Mapping):
         return _decode_runs(segmentation, size, what)
     if not isinstance(segmentation, list) or size is None:
-        raise MaskError(f'{what}: expected a segmentation {{"size", "counts"}}, it is {_short(segmentation)}')
+        raise MaskError(f'{what}: expected a segmentation {{"size", "counts"}}, it is {short(segmentation)}')
     return _decode_polygons(segmentation, size, what)
 
 
@@ -51,12 +52,8 @@ def encode(mask: Bools) -> dict[str, Any]:
 def size_of(segmentation: Mapping[str, Any], what: str) -> tuple[int, int]:
     """The (height, width) that a run-length code says it has; raises MaskError if it is none or too large."""
     size = segmentation.get("size")
-    if (
-        not isinstance(size, list)
-        or len(size) != 2
-        or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size)
-    ):
-        raise MaskError(f"{what}: size is {_short(size)}, expected [height, width]")
+    if not isinstance(size, list) or len(size) != 2 or not all(is_whole(side) and side > 0 for side in size):
+        raise MaskError(f"{what}: size is {short(size)}, expected [height, width]")
     check_count(1, (size[0], size[1]), what)
     return size[0], size[1]
 
@@ -71,7 +68,7 @@ def _decode_runs(segmentation: Mapping[str, Any], size: tuple[int, int] | None, 
     elif isinstance(counts, list) and all(isinstance(run, int) and 0 <= run < 2**32 for run in counts):
         runs = np.array(counts, np.int64)
     else:
-        raise MaskError(f"{what}: counts are {_short(counts)}, expected text or a list of numbers from 0 up")
+        raise MaskError(f"{what}: counts are {short(counts)}, expected text or a list of numbers from 0 up")
     if (runs < 0).any():
         raise MaskError(f"{what}: counts hold a run of {runs.min()} pixels")
     if runs.sum() != height * width:
@@ -93,12 +90,12 @@ def _runs_of_text(text: str, what: str) -> Ints:
         raise MaskError(f"{what}: counts {ascii(text)[:37]} are no run-length code")
     codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
     if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise MaskError(f"{what}: counts {_short(text)} are no run-length code, or cut off")
+        raise MaskError(f"{what}: counts {short(text)} are no run-length code, or cut off")
     ends = np.flatnonzero(codes & 32 == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > _LONGEST_RUN:
-        raise MaskError(f"{what}: counts {_short(text)} are no run-length code")
+        raise MaskError(f"{what}: counts {short(text)} are no run-length code")
     shifts = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
     runs: Array = np.add.reduceat((codes & 31) << shifts, starts)
     runs = runs - (((codes[ends] & 16) != 0).astype(np.int64) << (5 * lengths))
@@ -114,14 +111,14 @@ def _decode_polygons(polygons: Sequence[object], size: tuple[int, int], what: st
         raise MaskError(f"{what}: has no polygon")
     for polygon in polygons:
         if not isinstance(polygon, list) or not all(_is_number(number) for number in polygon):
-            raise MaskError(f"{what}: a polygon is {_short(polygon)}, expected a list of numbers")
+            raise MaskError(f"{what}: a polygon is {short(polygon)}, expected a list of numbers")
         if len(polygon) % 2 or len(polygon) < 6:
             raise MaskError(f"{what}: a polygon has {len(polygon)} numbers, expected pairs x, y of 3 points or more")
         for numbers, side in ((polygon[0::2], width), (polygon[1::2], height)):
             # The library takes memory and time by the length of the outline.
             far = next((number for number in numbers if not -side <= number <= 2 * side), None)
             if far is not None:
-                raise MaskError(f"{what}: a polygon reaches {_short(far)}, its image is {width}x{height} pixels")
+                raise MaskError(f"{what}: a polygon reaches {short(far)}, its image is {width}x{height} pixels")
     library = _pycocotools()
     merged = library.merge(library.frPyObjects(list(polygons), height, width))
     return np.asarray(library.decode(merged)).astype(np.bool_)
@@ -129,11 +126,6 @@ def _decode_polygons(polygons: Sequence[object], size: tuple[int, int], what: st
 
 def _is_number(number: object) -> bool:
     return isinstance(number, (int, float)) and not isinstance(number, bool)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _pycocotools() -> Any:

@@ -6,12 +6,14 @@ class table (`png_kind`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from g4seg_trt.atomic import reason
 from g4seg_trt.errors import InputError, MaskError
 from g4seg_trt.masks.array import npz_headers, open_npy
+from g4seg_trt.masks.class_folder import class_files
 from g4seg_trt.masks.coarse import Naming
 from g4seg_trt.masks.formats import FORMATS, CollectionFormat, Format, format_named
 from g4seg_trt.masks.pickles import load_npy_dict
@@ -50,8 +52,7 @@ def detect(path: Path, asked: str | None = None, naming: Naming | None = None) -
     """
     naming = naming or Naming()
     wanted = None if asked is None else format_named(asked)
-    if not path.exists():
-        raise MaskError(f"{path}: no such file")
+    _check_there(path)
     if wanted is not None:
         return _detected(path, wanted, _confirm(path, wanted, naming))
     candidates = _candidates(path)
@@ -65,6 +66,16 @@ def detect(path: Path, asked: str | None = None, naming: Naming | None = None) -
         readings = "; ".join(f"{one.name}: {words}" for one, words in found)
         raise MaskError(f"{path}: may be of several formats ({readings}); say which with --format")
     raise MaskError(f"{path}: {_unknown(path, candidates)}")
+
+
+def _check_there(path: Path) -> None:
+    try:
+        if not path.exists():
+            raise MaskError(f"{path}: no such file")
+        if not path.is_file() and not path.is_dir():  # a pipe would be waited for, a device has no end
+            raise MaskError(f"{path}: neither a file nor a folder")
+    except OSError as error:
+        raise MaskError(f"{path}: cannot be read ({reason(error)})") from error
 
 
 def _detected(path: Path, one: Format | CollectionFormat, words: str) -> Detected:
@@ -116,8 +127,13 @@ def _unknown(path: Path, candidates: Sequence[Format | CollectionFormat]) -> str
 
 
 def _fault(path: Path) -> str:
-    """What is wrong with a file that its reader could not even open."""
-    readers = {".npy": (open_npy, load_npy_dict), ".npz": (npz_headers,)}.get(path.suffix.lower(), ())
+    """What is wrong with a file or folder that its reader could not even open."""
+    readers: tuple[Callable[[Path], object], ...] = {
+        ".npy": (open_npy, load_npy_dict),
+        ".npz": (npz_headers,),
+    }.get(path.suffix.lower(), ())
+    if path.is_dir():
+        readers = (class_files,)
     faults: list[str] = []
     for reader in readers:
         try:

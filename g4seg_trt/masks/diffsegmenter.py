@@ -9,7 +9,7 @@ three, divide by 255, add 1 to the index, and try constant backgrounds from 0.30
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from g4seg_trt.arrays import Array, Floats
 from g4seg_trt.atomic import atomic_file, reason
 from g4seg_trt.errors import MaskError
 from g4seg_trt.masks import matlab
-from g4seg_trt.masks.array import as_probability, check_count
+from g4seg_trt.masks.array import as_probabilities, check_count
 from g4seg_trt.masks.coarse import CoarseMasks, Naming, named_by_ids, selected
 from g4seg_trt.update import BackgroundRule
 
@@ -53,33 +53,30 @@ def read(path: Path, naming: Naming) -> CoarseMasks:
 
     Raises:
         MaskError: if the file cannot be read as such, unpacks to more than it declares, has values outside 0..255 or
-            only up to 1, or does not have a class asked for.
+            only up to 1 or of a type that ends before 255, or does not have a class asked for.
         ClassNameError: for a class id outside the table.
     """
     try:
         data = path.read_bytes()
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise MaskError(f"{path}: {reason(error)}") from error
     maps = _maps(data, path)
     indices = tuple(maps)
-    height, width = maps[indices[0]].shape
-    check_count(len(maps), (height, width), str(path), naming.size)
+    size = maps[indices[0]].shape
+    check_count(len(maps), size, str(path), naming.size)
     names = named_by_ids([index + 1 for index in indices], naming, str(path))
     places = selected(names, naming, str(path))
     stored = {index: one.values(str(path)) for index, one in maps.items()}
     highest = max(float(array.max()) for array in stored.values())
     if 0.0 < highest <= 1.0:
         raise MaskError(f"{path}: values up to {highest:g}, {NAME} has 0 to 255; multiply by 255")
-    probabilities = np.empty((len(places), height, width), np.float32)
-    for one, place in zip(probabilities, places, strict=True):
-        array = stored.pop(indices[place])
-        with np.errstate(invalid="ignore"):  # NaN is told below
-            scaled = array.astype(np.float64) / 255.0
-        one[:] = as_probability(scaled, f"{path}, class {names[place]!r}, over 255")
+    chosen = tuple(names[place] for place in places)
+    scaled = _scaled(stored.pop(indices[place]) for place in places)
+    probabilities = as_probabilities(scaled, chosen, size, f"{path}, over 255")
     layout = MatLayout(matlab.text_of(data), {index: one.dtype for index, one in maps.items()}, stored)
     return CoarseMasks(
         tuple(indices[place] + 1 for place in places),
-        tuple(names[place] for place in places),
+        chosen,
         probabilities,
         rule=RULE,
         origin={NAME: layout},
@@ -108,7 +105,7 @@ def recognise(path: Path) -> str | None:
         return None
     try:
         indices = list(_maps(path.read_bytes(), path))
-    except (MaskError, OSError):
+    except (MaskError, OSError, MemoryError):
         return None
     return f"a MATLAB file with maps under the class indices {', '.join(map(str, indices))}"
 
@@ -127,10 +124,19 @@ def _maps(data: bytes, path: Path) -> dict[int, matlab.Variable]:
             raise MaskError(
                 f"{path}, class index {one.name}: {list(one.shape)}, expected {list(first.shape)} as the first has"
             )
+        if one.dtype == np.int8:
+            raise MaskError(f"{path}, class index {one.name}: int8, which ends before 255; save it as uint8")
         maps[int(one.name)] = one
     if not maps:
         raise MaskError(f"{path}: holds no map, expected one for each class ({NAME})")
     return maps
+
+
+def _scaled(maps: Iterator[Array]) -> Iterator[Array]:
+    """Maps of 0..255 as maps of 0..1."""
+    for one in maps:
+        with np.errstate(invalid="ignore"):  # NaN is told by who takes them
+            yield one.astype(np.float64) / 255.0
 
 
 def _stored(probability: Floats, dtype: np.dtype[np.generic]) -> Array:

@@ -84,6 +84,8 @@ class CollectionFormat:
         write: path, stems with masks read from a collection, that collection -> a file of the same layout.
         recognise: path -> what tells that it is this format, or None.
         key_of: an image's stem -> the one that `stems` has for it.
+        lists_all: whether an image that is not in the file has no masks because it was left out; else because
+            nothing was found in it.
     """
 
     name: str
@@ -93,6 +95,7 @@ class CollectionFormat:
     write: Callable[[Path, Iterable[tuple[str, CoarseMasks]], Any], None]
     recognise: Callable[[Path], str | None]
     key_of: Callable[[str], str] = str
+    lists_all: bool = True
 
 
 def _named(*formats: Format | CollectionFormat) -> dict[str, Format | CollectionFormat]:
@@ -183,6 +186,7 @@ FORMATS: Mapping[str, Format | CollectionFormat] = _named(
         coco_results.write_collection,
         coco_results.recognise,
         coco_results.ResultCollection.key_of,
+        lists_all=False,
     ),
     CollectionFormat(
         "coco-instances",

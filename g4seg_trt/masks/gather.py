@@ -58,7 +58,7 @@ def choose(found: Iterable[str], naming: Naming, path: Path) -> Chosen:
         entry = None if naming.table is None else naming.table.named(name, str(path))
         spellings = (name,) if entry is None else (name, entry.name, entry.prompt)
         key = next((spelling for spelling in spellings if spelling in found), None)
-        if key is None and found != [UNNAMED]:
+        if key is None and (found != [UNNAMED] or len(names) > 1):
             raise MaskError(f"{path}: no class {name!r}, it holds {some(found)}")
         class_name = name if entry is None else entry.name
         if class_name in keys:
@@ -69,36 +69,54 @@ def choose(found: Iterable[str], naming: Naming, path: Path) -> Chosen:
 
 
 def named_maps(
-    maps: Mapping[str, Floats], chosen: Chosen, naming: Naming, path: Path, origin: Mapping[str, Any]
+    maps: Mapping[str, Floats] | Iterable[tuple[str, Floats]],
+    chosen: Chosen,
+    naming: Naming,
+    path: Path,
+    origin: Mapping[str, Any],
 ) -> CoarseMasks:
     """The maps of a file that names its classes.
 
     Args:
-        maps: what the file calls it -> float32 [H,W] in [0,1]; those of `chosen.wanted()`.
+        maps: what the file calls it, and float32 [H,W] in [0,1]; those of `chosen.wanted()`. From an iterator one is
+            taken after the other, and none is held beside the array of all.
         chosen: which is which.
-        naming: its table gives the ids.
+        naming: its table gives the ids, its size is that which the maps must have.
         path: the file or folder.
         origin: for the format's writer.
 
     Raises:
-        MaskError: if the sizes differ or there is too much to hold.
+        MaskError: if the sizes differ, there is too much to hold, or a map is missing.
     """
-    first = next(iter(maps))
-    height, width = maps[first].shape
-    for name, one in maps.items():
+    names = tuple(chosen.keys)
+    places = {key: place for place, key in enumerate(chosen.keys.values())}
+    missing = chosen.wanted()
+    first: str | None = None
+    stacked, background = np.empty((0, 0, 0), np.float32), None
+    for key, one in maps.items() if isinstance(maps, Mapping) else maps:
+        if first is None:
+            first = key
+            check_count(len(names), (one.shape[0], one.shape[1]), str(path), naming.size)
+            stacked = np.empty((len(names), *one.shape), np.float32)
+        height, width = stacked.shape[1:]
         if one.shape != (height, width):
             raise MaskError(
-                f"{path}: the map of {name!r} is {one.shape[1]}x{one.shape[0]} pixels, that of {first!r} "
+                f"{path}: the map of {key!r} is {one.shape[1]}x{one.shape[0]} pixels, that of {first!r} "
                 f"{width}x{height}: they must have the same size"
             )
-    check_count(len(chosen.keys), (height, width), str(path))
-    names = tuple(chosen.keys)
+        missing.remove(key)
+        if key == chosen.background:
+            background = one
+        else:
+            stacked[places[key]] = one
+    if missing or first is None:
+        raise MaskError(f"{path}: no map of {some(missing) or 'any class'}")
     return CoarseMasks(
         ids_of_names(names, naming, str(path)),
         names,
-        np.stack([maps[key] for key in chosen.keys.values()]) if names else np.zeros((0, height, width), np.float32),
-        background=None if chosen.background is None else maps[chosen.background],
-        rule=None if chosen.background is None else CHANNEL,
+        stacked,
+        background=background,
+        rule=None if background is None else CHANNEL,
         origin=origin,
     )
 

@@ -13,12 +13,15 @@ from g4seg_trt.errors import InputError, MaskError
 from g4seg_trt.masks.array import check_count
 from g4seg_trt.masks.coarse import CoarseMasks, Naming, named_by_ids, selected
 from g4seg_trt.masks.colours import COLOURS, ids_of_colours
-from g4seg_trt.masks.png import FORMAT, IGNORE, IGNORE_16_BIT, index_values, save_png
+from g4seg_trt.masks.labels import label_type, unlabelled
+from g4seg_trt.masks.png import FORMAT, index_values, save_png
 from g4seg_trt.masks.png_kind import png_kind
 from g4seg_trt.picture import open_picture
-from g4seg_trt.update import label_map
+from g4seg_trt.update import BackgroundRule, label_map
 
 NAME = "index-png"
+RULE = BackgroundRule("constant", 0.5)
+"""Of masks that are given none."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class IndexLayout:
 def read(path: Path, naming: Naming) -> CoarseMasks:
     """Read a palette or grey picture (its values are ids, never its colours) or one in PASCAL VOC's colours.
 
-    Every class that is there and asked for becomes a map of 0 and 1. 255 is ignored, in 16 bits 65535 and, unless the
-    table has a class of this id, 255; 0 too where the table says that it is no background.
+    Every class that is there and asked for becomes a map of 0 and 1. Pixels without a label are ignored
+    (g4seg_trt.masks.labels), those of 0 too where the table says that it is no background.
 
     Raises:
         MaskError: if the file is missing, damaged or too large, or has a colour that VOC does not have.
@@ -66,7 +69,7 @@ def read(path: Path, naming: Naming) -> CoarseMasks:
 
 
 def write(path: Path, masks: CoarseMasks) -> None:
-    """Write the class with the largest probability of each pixel, 0 where that is below 0.5.
+    """Write the likeliest class of each pixel, 0 where the masks' rule, or without one constant:0.5, has background.
 
     Mode and palette are those that came in (2 and 4 bits of grey become 8). What was ignored stays as it was, and so
     do the pixels of classes that were not asked for. Masks of another format are ignored as 255, in 16 bits 65535.
@@ -76,13 +79,14 @@ def write(path: Path, masks: CoarseMasks) -> None:
     """
     layout = masks.origin.get(NAME)
     if layout is None:
-        few = max(masks.ids, default=0) < IGNORE
+        dtype, number = label_type(masks.ids)
         ignored = np.zeros(masks.size, np.bool_) if masks.ignored is None else masks.ignored
-        none = np.full(masks.size, IGNORE if few else IGNORE_16_BIT, np.uint16)
-        layout = IndexLayout("P" if few else "I;16", None, none, ignored)
+        none = np.full(masks.size, number, dtype)
+        layout = IndexLayout("P" if dtype == np.uint8 else "I;16", None, none, ignored)
     labels = np.zeros(masks.size, np.uint16)
     if masks.ids:
-        labels = np.array([0, *masks.ids], np.uint16)[label_map(masks.probabilities, "constant:0.5")]
+        places = label_map(masks.probabilities, masks.rule or RULE, masks.background)
+        labels = np.array([0, *masks.ids], np.uint16)[places]
     save_png(path, _picture(np.where(layout.kept, layout.values, labels), layout))
 
 
@@ -105,14 +109,9 @@ def _values(path: Path, picture: Image.Image) -> tuple[Labels, bytes | None]:
     return index_values(path, picture), None if palette is None else bytes(palette)
 
 
-def _ignored(values: Array, naming: Naming) -> Bools:
+def _ignored(values: Labels, naming: Naming) -> Bools:
     table = naming.table
-    ids = {entry.id for entry in table.classes} if table is not None else set()
-    ignored = np.zeros(values.shape, np.bool_)
-    if IGNORE not in ids:
-        ignored |= values == IGNORE
-    if values.dtype == np.uint16:
-        ignored |= values == IGNORE_16_BIT
+    ignored = unlabelled(values, set() if table is None else {entry.id for entry in table.classes})
     if table is not None and not table.background:
         ignored |= values == 0
     return ignored

@@ -105,7 +105,7 @@ def write(path: Path, masks: CoarseMasks) -> None:
         cam = np.empty((len(masks.ids), *size), np.float32)
         for index, probability in enumerate(masks.probabilities):
             cam[index] = resize_probability(probability, size)
-        others[_CAM] = layout.cam.probabilities(in_file_order(masks, cam, layout.dict, layout.cam_others))
+        others[_CAM] = in_file_order(masks, cam, layout.dict, layout.cam, layout.cam_others)
     write_keyed(path, masks, layout.dict, others)
 
 

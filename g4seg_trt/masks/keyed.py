@@ -12,7 +12,7 @@ import numpy as np
 from g4seg_trt.arrays import Array, Floats
 from g4seg_trt.atomic import atomic_file
 from g4seg_trt.errors import MaskError
-from g4seg_trt.masks.array import as_probability, as_stored, check_count
+from g4seg_trt.masks.array import as_probabilities, as_stored, check_count
 from g4seg_trt.masks.coarse import CoarseMasks, Naming, named_by_ids, selected
 from g4seg_trt.masks.pickle_writer import write_npy_dict
 from g4seg_trt.masks.tensors import Tensor, as_array, open_tensors
@@ -68,30 +68,6 @@ class KeyedLayout:
     others: Mapping[int, Array] = field(default_factory=dict)
 
 
-def stack_maps(maps: Array, names: tuple[str, ...], what: str, image: tuple[int, int] | None = None) -> Floats:
-    """Maps of several classes.
-
-    Args:
-        maps: [K,H,W].
-        names: K class names, for the message.
-        what: the file and the place in it, for the message.
-        image: the image's (height, width), if it is known.
-
-    Returns:
-        float32 [K,H,W] in [0,1].
-
-    Raises:
-        MaskError: for another shape, or values that are no probabilities.
-    """
-    if maps.ndim != 3 or len(maps) != len(names) or 0 in maps.shape[1:]:
-        raise MaskError(f"{what}: an array of shape {list(maps.shape)}, expected [{len(names)}, height, width]")
-    check_count(len(maps), (maps.shape[1], maps.shape[2]), what, image)
-    checked = np.empty(maps.shape, np.float32)
-    for index, name in enumerate(names):
-        checked[index] = as_probability(maps[index], f"{what}, class {name!r}")
-    return checked
-
-
 def read_keyed(path: Path, naming: Naming, entries: Mapping[Any, Any], maps: str) -> tuple[CoarseMasks, KeyedLayout]:
     """The masks of a dict: index k of `keys` is the class id k + 1.
 
@@ -111,13 +87,17 @@ def read_keyed(path: Path, naming: Naming, entries: Mapping[Any, Any], maps: str
     keys = as_array(entries[KEYS], f"{path}, {KEYS!r}")
     ids = tuple(index + 1 for index in _class_indices(keys, f"{path}, {KEYS!r}"))
     stored = as_array(entries[maps], f"{path}, {maps!r}")
-    if stored.ndim == 3 and len(stored) != len(ids):
+    what = f"{path}, {maps!r}"
+    if stored.ndim != 3 or 0 in stored.shape[1:]:
+        raise MaskError(f"{what}: an array of shape {list(stored.shape)}, expected [{len(ids)}, height, width]")
+    if len(stored) != len(ids):
         raise MaskError(f"{path}: {len(ids)} classes in {KEYS!r} and {len(stored)} maps in {maps!r}")
+    size = stored.shape[1], stored.shape[2]
+    check_count(len(stored), size, what, naming.size)
     names = named_by_ids(ids, naming, str(path))
     places = selected(names, naming, str(path))
-    asked = stored[list(places)] if places != tuple(range(len(ids))) and stored.ndim == 3 else stored
     chosen = tuple(names[place] for place in places)
-    probabilities = stack_maps(asked, chosen, f"{path}, {maps!r}", naming.size)
+    probabilities = as_probabilities((stored[place] for place in places), chosen, size, what)
     rest = {name: None if name in (KEYS, maps) else value for name, value in entries.items()}
     open_tensors(rest, str(path))
     others = {ids[place]: stored[place] for place in range(len(ids)) if place not in places}
@@ -132,20 +112,24 @@ def written_ids(masks: CoarseMasks, layout: KeyedLayout) -> tuple[int, ...]:
     return (*kept, *(number for number in masks.ids if number not in kept))
 
 
-def in_file_order(masks: CoarseMasks, maps: Floats, layout: KeyedLayout, others: Mapping[int, Array]) -> Floats:
-    """The maps of `written_ids`.
+def in_file_order(
+    masks: CoarseMasks, maps: Floats, layout: KeyedLayout, kind: Kind, others: Mapping[int, Array]
+) -> Array | Tensor:
+    """The maps of `written_ids` as they are stored.
 
     Args:
         masks: what was refined.
-        maps: float32 [K,..] in their order.
+        maps: float32 [K,..] in [0,1], in their order.
         layout: how the file was laid out.
-        others: class id -> map of the same shape, of the classes that were not asked for.
+        kind: how its maps were stored.
+        others: class id -> map of the same shape as it was stored, of the classes that were not asked for.
     """
     ids = written_ids(masks, layout)
-    if ids == masks.ids:
-        return maps
-    by_id = {**others, **dict(zip(masks.ids, maps, strict=True))}
-    return np.stack([by_id[number] for number in ids]).astype(np.float32)
+    refined = dict(zip(masks.ids, maps, strict=True))
+    stored = np.empty((len(ids), *maps.shape[1:]), kind.dtype)
+    for one, number in zip(stored, ids, strict=True):
+        one[:] = as_stored(refined[number], kind.dtype) if number in refined else others[number]
+    return kind.numbers(stored)
 
 
 def write_keyed(path: Path, masks: CoarseMasks, layout: KeyedLayout, others: Mapping[str, object]) -> None:
@@ -160,11 +144,10 @@ def write_keyed(path: Path, masks: CoarseMasks, layout: KeyedLayout, others: Map
     Raises:
         OutputError: if the file cannot be written.
     """
-    maps = in_file_order(masks, masks.probabilities, layout, layout.others)
     entries = {
         **layout.entries,
         KEYS: layout.keys.numbers([number - 1 for number in written_ids(masks, layout)]),
-        layout.maps: layout.values.probabilities(maps),
+        layout.maps: in_file_order(masks, masks.probabilities, layout, layout.values, layout.others),
         **others,
     }
     with atomic_file(path) as file:

@@ -1,15 +1,21 @@
-"""Label maps of masks: under which background rule, as places among the image's classes, and as class ids."""
+"""Label maps of masks: under which background rule, as places among the image's classes, and as class ids.
+
+A label picture holds class ids, 0 for the background, and a value for pixels without a label. That is 255 in 8 bits
+and 65535 in 16, where 255 may be a class. Pictures of 16 bits that other programs write may have 255 in its place: it
+means the same unless one of the classes has this id.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from g4seg_trt.arrays import Array, Bools, Floats, Labels
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.masks.coarse import CoarseMasks
-from g4seg_trt.masks.png import IGNORE
+from g4seg_trt.masks.png import IGNORE, IGNORE_16_BIT
 from g4seg_trt.update import BackgroundRule, label_map, winners
 
 NO_BACKGROUND = BackgroundRule("constant", float(np.finfo(np.float32).tiny))
@@ -54,19 +60,38 @@ def without(place: Labels, ignored: Bools | None) -> Labels:
     return known
 
 
+def label_type(ids: Iterable[int]) -> tuple[npt.DTypeLike, int]:
+    """The dtype of a label picture of these classes, uint8 or uint16, and its value for pixels without a label."""
+    return (np.uint8, IGNORE) if max(ids, default=0) < IGNORE else (np.uint16, IGNORE_16_BIT)
+
+
 def class_ids(place: Labels, ids: Sequence[int], ignored: Bools | None) -> Labels:
-    """The class id of each pixel, uint8 or uint16 [H,W]: 0 background, 255 where the source gives no label.
+    """The class id of each pixel, [H,W] as from `label_type`: 0 background, its other value where there is no label.
 
     Args:
         place: as above.
         ids: the class id of each place.
-        ignored: bool [H,W], or None. Left alone if 255 is a class.
+        ignored: bool [H,W], pixels that the source gives no label, or None.
     """
-    numbers: Array = np.array([0, *ids], dtype=np.uint16 if max(ids, default=0) > IGNORE else np.uint8)
+    dtype, none = label_type(ids)
+    numbers: Array = np.array([0, *ids], dtype=dtype)
     labels: Labels = numbers[place]
-    if ignored is not None and IGNORE not in ids:
-        labels[ignored] = IGNORE
+    if ignored is not None:
+        labels[ignored] = none
     return labels
+
+
+def unlabelled(labels: Labels, ids: Collection[int]) -> Bools:
+    """Where a label picture says nothing, bool [H,W].
+
+    Args:
+        labels: uint8 or uint16 [H,W].
+        ids: the ids of the classes that it may have.
+    """
+    if labels.dtype == np.uint8:
+        return np.asarray(labels == IGNORE)
+    nothing: Bools = np.asarray(labels == IGNORE_16_BIT)
+    return nothing if IGNORE in ids else nothing | (labels == IGNORE)
 
 
 def places_of(labels: Labels, ids: Sequence[int]) -> Labels:

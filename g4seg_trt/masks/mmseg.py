@@ -22,7 +22,7 @@ from g4seg_trt.arrays import Array, Floats, Ints
 from g4seg_trt.atomic import atomic_file
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import ClassNameError, MaskError
-from g4seg_trt.masks.array import as_probability, check_count
+from g4seg_trt.masks.array import as_probabilities, as_probability, as_stored, check_count
 from g4seg_trt.masks.coarse import CoarseMasks, Naming, named_by_ids, selected
 from g4seg_trt.masks.keyed import Kind
 from g4seg_trt.masks.pickle_writer import digest, write_pickled_list
@@ -96,6 +96,9 @@ class PredictionCollection:
                 raise MaskError(f"{what}: expected a dict with {_PATH!r} ({NAME})")
             if not any(isinstance(entry.get(part), dict) and _DATA in entry[part] for part in (_LOGITS, _LABELS)):
                 raise MaskError(f"{what}: neither {_LOGITS!r} nor {_LABELS!r} among {listed(entry)}")
+            for part in (_LOGITS, _LABELS):
+                if part in entry and (not isinstance(entry[part], dict) or _DATA not in entry[part]):
+                    raise MaskError(f"{what}: {part!r} without {_DATA!r}")
             name = PureWindowsPath(entry[_PATH]).stem  # which takes both kinds of slashes
             if name in entries:
                 raise MaskError(f"{what}: a second image with the stem {name!r}")
@@ -141,7 +144,8 @@ class PredictionCollection:
     def updated(self, masks: CoarseMasks) -> dict[Any, Any]:
         """The dict of the image that `masks` were read from, with refined channels and their labels.
 
-        seg_logits that were no probabilities get the logarithms of the refined ones. A label changes where the argmax
+        seg_logits that were no probabilities get logarithms of the refined ones, moved by what makes those of the
+        unrefined ones what the file has. Channels that were not refined stay. A label changes where the argmax
         over the channels does: what gave the file its labels may have done more, as SCLIP's threshold of probability
         does. If the masks have been given a rule other than channel (and there is a channel for the background), the
         labels of all pixels are those of this rule.
@@ -155,13 +159,16 @@ class PredictionCollection:
         labels: Array | None = None
         if _LOGITS in entry:
             logits = as_array(entry[_LOGITS][_DATA], what)
-            values = self._probabilities(logits, what)
+            values = self._probabilities(logits, what, masks.size)
             before = values.argmax(axis=0)
+            stored = logits.copy()
+            level = _log_sum(logits) if self._softmax else None
             for number, probability in zip(masks.ids, masks.probabilities, strict=True):
                 values[number - layout.first] = probability
-            stored = np.log(np.maximum(values, _LEAST)) if self._softmax else values
-            kind = Kind.of(entry[_LOGITS][_DATA], logits)
-            changed[_LOGITS] = {**entry[_LOGITS], _DATA: kind.probabilities(stored)}
+                one = probability if level is None else np.log(np.maximum(probability, _LEAST)) + level
+                stored[number - layout.first] = as_stored(one, logits.dtype)
+            numbers = Kind.of(entry[_LOGITS][_DATA], logits).numbers(stored)
+            changed[_LOGITS] = {**entry[_LOGITS], _DATA: numbers}
             if layout.first == 0 and masks.rule is not None and masks.rule != RULE:
                 labels = label_map(values[1:], masks.rule, values[0])
             elif given is not None:
@@ -203,14 +210,16 @@ class PredictionCollection:
         names = named_by_ids(chosen, naming, what)
         places = selected(names, naming, what)
         chosen, names = tuple(chosen[place] for place in places), tuple(names[place] for place in places)
-        maps = np.empty((len(chosen), *values.shape[1:]), np.float32)
-        for index, (number, name) in enumerate(zip(chosen, names, strict=True)):
-            maps[index] = as_probability(values[number - first], f"{what}, class {name!r}")
+        size = values.shape[1], values.shape[2]
+        if _LABELS in self._of(stem):
+            labels = _labels(self._of(stem), what)
+            if labels.shape != size:
+                raise MaskError(f"{what}: {_LABELS} {list(labels.shape)} beside {_LOGITS} {list(values.shape)}")
         background = as_probability(values[0], f"{what}, background") if first == 0 else None
         return CoarseMasks(
             chosen,
             names,
-            maps,
+            as_probabilities((values[number - first] for number in chosen), names, size, what),
             background=background,
             rule=RULE if first == 0 else None,
             origin={NAME: PredictionLayout(stem, first)},
@@ -218,11 +227,11 @@ class PredictionCollection:
 
     def _of_labels(self, stem: str, entry: Mapping[Any, Any], naming: Naming) -> CoarseMasks:
         what = f"{self._path}, image {stem}"
-        labels = as_array(entry[_LABELS][_DATA], what)
-        labels = labels[0] if labels.ndim == 3 and len(labels) == 1 else labels
-        if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "iu":
-            raise MaskError(f"{what}: labels {labels.dtype} {list(labels.shape)}, expected integers [1, height, width]")
-        first = 0 if self._table.background and not entry.get("reduce_zero_label") else 1
+        labels = _labels(entry, what)
+        reduced = entry.get("reduce_zero_label", False)
+        if reduced is not None and not isinstance(reduced, (bool, np.bool_)):
+            raise MaskError(f"{what}: reduce_zero_label is a {type(reduced).__name__}, expected True or False")
+        first = 0 if self._table.background and not reduced else 1
         present = tuple(number for label in np.unique(labels) if (number := int(label) + first) != 0)
         names = named_by_ids(present, naming, what)
         places = selected(names, naming, what)
@@ -243,7 +252,8 @@ class PredictionCollection:
         if values.ndim != 3 or 0 in values.shape or values.dtype.kind != "f":
             raise MaskError(f"{what}: {_LOGITS} {values.dtype} {list(values.shape)}, expected [classes, height, width]")
         check_count(len(values), (values.shape[1], values.shape[2]), what, image)
-        maps: Floats = values.astype(np.float32)
+        with np.errstate(over="ignore"):  # told below
+            maps: Floats = values.astype(np.float32)
         if not np.isfinite(maps).all():
             raise MaskError(f"{what}: {_LOGITS} has values that are NaN or infinite")
         if self._softmax:
@@ -281,19 +291,43 @@ def recognise(path: Path) -> str | None:
     return f"a pickled list of dicts with {', '.join(found)}" if _PATH in found and len(found) > 1 else None
 
 
+def _labels(entry: Mapping[Any, Any], what: str) -> Array:
+    """pred_sem_seg, integers [H,W]; raises MaskError."""
+    labels = as_array(entry[_LABELS][_DATA], what)
+    labels = labels[0] if labels.ndim == 3 and len(labels) == 1 else labels
+    if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "iu":
+        raise MaskError(f"{what}: labels {labels.dtype} {list(labels.shape)}, expected integers [1, height, width]")
+    return labels
+
+
+def _log_sum(logits: Array) -> Floats:
+    """The logarithm of the sum of their exponentials over the channels, float32 [H,W]."""
+    highest: Floats = logits.max(axis=0).astype(np.float32)
+    total = np.zeros_like(highest)
+    for one in logits:
+        total += np.exp(one.astype(np.float32) - highest)
+    return highest + np.log(total)
+
+
 def _present(values: Floats, first: int, naming: Naming) -> tuple[int, ...]:
     """Ids of the classes that a rule gives a pixel, from probabilities of all channels; see `read`."""
-    classes = values[1 - first :]
+    labels, best = winners(values[1 - first :])
     if naming.rules is None or first == 1:
-        labels, best = winners(classes)
-        return tuple(np.unique(labels[best > 0]).tolist())
-    found = [label_map(classes, rule or RULE, values[0]) for rule in naming.rules]
-    return tuple(sorted({number for labels in found for number in np.unique(labels).tolist()} - {0}))
+        kept = best > 0
+    else:
+        kept = np.zeros(best.shape, dtype=np.bool_)
+        for rule in naming.rules:
+            kept |= label_map([best], rule or RULE, values[0]) > 0
+    return tuple(np.unique(labels[kept]).tolist())
 
 
 def _relabelled(given: Array, masks: CoarseMasks, first: int) -> Ints:
-    """Labels where there is nothing but labels: those of the refined masks where they say something else."""
-    before = np.where(np.isin(given + first, masks.ids), given + first, 0)
+    """Labels where there is nothing but labels: those of the refined masks where they say something else.
+
+    Pixels of classes that were not asked for stay.
+    """
+    numbers = given.astype(np.int64) + first
+    before = np.where(np.isin(numbers, masks.ids), numbers, 0)
     if first == 0:
         rule = BackgroundRule() if masks.rule is None or masks.rule == RULE else masks.rule
         places = label_map(masks.probabilities, rule)
@@ -302,5 +336,5 @@ def _relabelled(given: Array, masks: CoarseMasks, first: int) -> Ints:
         places[best <= 0] = 0
     after = np.array((0, *masks.ids), np.int64)[places]
     # Without a label for background a class that goes leaves the pixel as it was.
-    changed = (after != before) & ((after > 0) | (first == 0))
+    changed = (after != before) & ((after > 0) | (first == 0)) & (before == numbers)
     return np.where(changed, after - first, given)

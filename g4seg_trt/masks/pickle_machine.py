@@ -22,6 +22,9 @@ from g4seg_trt.masks.tensors import Storage
 DEPTH = 32
 """How deep containers may nest."""
 
+_MOST_BITS = 1024
+"""Of a whole number; Python does not write those of thousands of digits."""
+
 # These push what stands behind them.
 _ARGUMENTS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -222,6 +225,8 @@ class Machine:
             one, depth = pending.pop()
             if isinstance(one, (Name, Dtype, Storage)):
                 raise MaskError(f"{self._what} holds a bare {type(one).__name__.lower()}, which no mask needs: refused")
+            if isinstance(one, int) and one.bit_length() > _MOST_BITS:
+                raise MaskError(f"{self._what} holds a whole number of {one.bit_length()} bits: refused")
             inner: list[Any] = []
             if isinstance(one, dict):
                 inner = [*one.values()]

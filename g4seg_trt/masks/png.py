@@ -15,10 +15,10 @@ from g4seg_trt.errors import MaskError
 from g4seg_trt.picture import open_picture
 
 IGNORE = 255
-"""The index of pixels without a label in an index picture (PASCAL VOC)."""
+"""The value of pixels without a label in a label picture of 8 bits (PASCAL VOC)."""
 
 IGNORE_16_BIT = 65535
-"""The same in a picture of 16 bits, whose 255 may be a class."""
+"""The same in 16 bits, where 255 may be a class: see g4seg_trt.masks.labels."""
 
 FORMAT = ("PNG",)
 """What Pillow may open a mask as: by its content alone, a file of any name could be of any format it knows."""
@@ -31,10 +31,12 @@ class GreyLayout:
     Attributes:
         mode: Pillow's name of its mode; one that begins with "I" has 16 bits.
         hard: whether it holds 0 and the largest value only.
+        palette: RGB values of a palette picture, else None.
     """
 
     mode: str = "I;16"
     hard: bool = False
+    palette: bytes | None = None
 
 
 def read_png(path: Path) -> Floats:
@@ -61,14 +63,15 @@ def read_grey(path: Path) -> tuple[Floats, GreyLayout]:
     if top == 255 and pixels.max() == 1:
         raise MaskError(f"{path}: holds only the values 0 and 1, a mask PNG has 0 and 255; multiply by 255")
     hard = bool(((pixels == 0) | (pixels == top)).all())
-    return pixels.astype(np.float32) / np.float32(top), GreyLayout(picture.mode, hard)
+    palette = bytes(picture.getpalette("RGB") or []) if picture.mode == "P" else None
+    return pixels.astype(np.float32) / np.float32(top), GreyLayout(picture.mode, hard, palette)
 
 
 def read_index_png(path: Path) -> Labels:
     """Read an index picture: a palette or grey PNG whose values are label indices.
 
     Returns:
-        uint8 or uint16 [H,W]; 255 means "no label" (`IGNORE`).
+        uint8 or uint16 [H,W]; what means "no label" is said in g4seg_trt.masks.labels.
 
     Raises:
         MaskError: if the file is missing, damaged or too large, or is coloured.
@@ -118,7 +121,8 @@ def write_grey(path: Path, probability: Floats, layout: GreyLayout) -> None:
     Args:
         path: where to.
         probability: float [H,W] in [0,1].
-        layout: its mode is kept; a hard one is written as 0 below 0.5 and the largest value from there on.
+        layout: its mode is kept, and its palette if that has all grey levels of the probability; a hard one is
+            written as 0 below 0.5 and the largest value from there on.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -128,9 +132,10 @@ def write_grey(path: Path, probability: Floats, layout: GreyLayout) -> None:
     if layout.mode.startswith("I"):
         save_png(path, Image.fromarray(_quantised(probability, 65535).astype(np.uint16)))
         return
-    picture = Image.fromarray(_quantised(probability, 255).astype(np.uint8))
+    levels = _quantised(probability, 255).astype(np.uint8)
+    picture = Image.fromarray(levels)
     if layout.mode == "P":
-        picture.putpalette(np.repeat(np.arange(256, dtype=np.uint8), 3).tobytes())
+        picture = _palette_picture(levels, layout.palette)
     elif layout.mode == "1":
         picture = picture.convert("1", dither=Image.Dither.NONE)
     elif layout.mode != "L":
@@ -144,15 +149,15 @@ def write_label_png(path: Path, label: Labels, classes: int) -> None:
     Args:
         path: where to.
         label: unsigned [H,W], 0 background, 1 to `classes` in their order.
-        classes: how many there are. Up to 255 make a palette picture (its colours are only for looking at),
-            more a 16-bit grey one, whose pixels without a label are IGNORE_16_BIT.
+        classes: how many there are, or the largest id. Up to 254 make a palette picture (its colours are only for
+            looking at), whose pixels without a label are IGNORE; more a grey one of 16 bits, with IGNORE_16_BIT.
 
     Raises:
         OutputError: if the file cannot be written.
     """
     if classes == 1:
         save_png(path, Image.fromarray((label > 0).astype(np.uint8) * np.uint8(255)))
-    elif classes <= 255:
+    elif classes < IGNORE:
         picture = Image.fromarray(label.astype(np.uint8))
         picture.putpalette(label_colours(256).tobytes())
         save_png(path, picture)
@@ -180,7 +185,9 @@ def grey_values(path: Path, picture: Image.Image) -> Array:
     if picture.mode in ("1", "L"):
         return np.asarray(picture.convert("L"))
     if picture.mode == "P":
-        colours = np.asarray(picture.convert("RGB"))
+        opaque = picture.copy()
+        opaque.info.pop("transparency", None)  # of colours, which says nothing about a mask
+        colours = np.asarray(opaque.convert("RGB"))
     elif picture.mode in ("LA", "RGB", "RGBA"):
         colours = np.asarray(picture.convert("RGBA"))
         if (colours[..., 3] != 255).any():
@@ -191,6 +198,22 @@ def grey_values(path: Path, picture: Image.Image) -> Array:
     if (colours != colours[..., :1]).any():
         raise MaskError(f"{path}: has colours, expected the grey PNG of one class (0/255 or soft)")
     return np.ascontiguousarray(colours[..., 0])
+
+
+def _palette_picture(levels: Array, palette: bytes | None) -> Image.Image:
+    """Grey levels uint8 [H,W] as indices into a palette, or into one of all levels if it lacks one of these."""
+    every = np.repeat(np.arange(256, dtype=np.uint8), 3)
+    colours = (every if palette is None else np.frombuffer(palette, np.uint8)).reshape(-1, 3)
+    places = np.full(256, -1)
+    for place in range(len(colours) - 1, -1, -1):  # the first of several alike
+        if (colours[place] == colours[place, 0]).all():
+            places[colours[place, 0]] = place
+    indices: Array = places[levels]
+    if (indices < 0).any():
+        return _palette_picture(levels, None)
+    picture = Image.fromarray(indices.astype(np.uint8))
+    picture.putpalette(colours.tobytes())
+    return picture
 
 
 def _sixteen_bit(path: Path, pixels: Array) -> npt.NDArray[np.uint16]:

@@ -19,10 +19,10 @@ import numpy as np
 
 from g4seg_trt.arrays import Array, Floats
 from g4seg_trt.atomic import atomic_file
-from g4seg_trt.errors import G4SegError, MaskError, OutputError
-from g4seg_trt.masks.array import as_probability
-from g4seg_trt.masks.coarse import CoarseMasks, Naming, named_by_ids
-from g4seg_trt.masks.keyed import Kind, stack_maps
+from g4seg_trt.errors import MaskError, OutputError
+from g4seg_trt.masks.array import as_probabilities, as_probability, check_count
+from g4seg_trt.masks.coarse import CoarseMasks, Naming, named_by_ids, selected
+from g4seg_trt.masks.keyed import Kind
 from g4seg_trt.masks.pickle_writer import write_npy_dict
 from g4seg_trt.masks.pickles import listed, load_npy_dict
 from g4seg_trt.masks.tensors import Tensor, as_array
@@ -44,12 +44,18 @@ class IndexLayout:
     """How a dict was laid out.
 
     Attributes:
-        keys: class index -> the key itself, an int of Python or numpy.
+        keys: class index -> the key itself, an int of Python or numpy, in the order of the file.
         kinds: class index -> how its map was stored.
+        others: class index -> map as stored, of classes that were not asked for.
     """
 
     keys: Mapping[int, Any]
     kinds: Mapping[int, Kind]
+    others: Mapping[int, Array | Tensor]
+
+
+_LAYOUT = IndexLayout({}, {}, {})
+"""Of masks of another format."""
 
 
 def read(path: Path, naming: Naming) -> CoarseMasks:
@@ -59,9 +65,9 @@ def read(path: Path, naming: Naming) -> CoarseMasks:
         The masks, with the rule constant:0.2; id = key + 1.
 
     Raises:
-        MaskError: if the file cannot be read as such a dict, or a map is no probability.
+        MaskError: if the file cannot be read as such a dict, a map is no probability, or it does not have a class
+            asked for.
         ClassNameError: for a class id outside the table.
-        MissingExtraError: it holds torch tensors and torch is not installed.
     """
     return _read(path, naming, crf=False)
 
@@ -73,8 +79,8 @@ def read_crf(path: Path, naming: Naming) -> CoarseMasks:
         The masks, with the rule channel: the map of key 0 is `background`; id = key.
 
     Raises:
-        MaskError: as `read`, and without a key 0.
-        ClassNameError, MissingExtraError: as `read`.
+        MaskError: as `read`, and without a key 0 or if a class not asked for is no probability.
+        ClassNameError: as `read`.
     """
     return _read(path, naming, crf=True)
 
@@ -82,31 +88,38 @@ def read_crf(path: Path, naming: Naming) -> CoarseMasks:
 def write(path: Path, masks: CoarseMasks) -> None:
     """Write a dict of class activation maps, atomically, keys and dtypes as they came.
 
+    Classes that were not asked for stay as they were.
+
     Raises:
         OutputError: if the file cannot be written.
     """
-    layout: IndexLayout | None = masks.origin.get(NAME)
-    _write(path, {number - 1: one for number, one in zip(masks.ids, masks.probabilities, strict=True)}, layout)
+    maps = {number - 1: one for number, one in zip(masks.ids, masks.probabilities, strict=True)}
+    _write(path, maps, masks.origin.get(NAME, _LAYOUT))
 
 
 def write_crf(path: Path, masks: CoarseMasks) -> None:
     """Write a dict of probabilities with background under 0, atomically, keys and dtypes as they came.
 
-    They sum to 1 again where a refinement changed that, which is what tells this layout; the likeliest stays so.
+    They sum to 1 again where a refinement changed that, which is what tells this layout. Classes that were not asked
+    for stay as they were, and the others share what those leave; the likeliest of these stays so.
 
     Raises:
         OutputError: if the masks come without the background's probability, or the file cannot be written.
     """
     if masks.background is None:
         raise OutputError(f"cannot write {path}: {CRF_NAME} needs the background's probability, these masks have none")
+    layout: IndexLayout = masks.origin.get(CRF_NAME, _LAYOUT)
+    left = np.ones(masks.size, np.float32)
+    for index, other in layout.others.items():
+        left -= as_array(other, f"{path}, key {index}").astype(np.float32)
+    np.maximum(left, 0.0, out=left)
     whole = np.concatenate((masks.background[None], masks.probabilities))
     total = whole.sum(axis=0)
     empty = total == 0
-    whole[0, empty] = total[empty] = 1.0
-    off = np.abs(total - 1.0) > _SUM_TOLERANCE / 5
-    whole[:, off] /= total[off]
-    maps = dict(zip((0, *masks.ids), whole, strict=True))
-    _write(path, maps, masks.origin.get(CRF_NAME))
+    whole[0, empty] = total[empty] = left[empty]
+    off = np.abs(total - left) > _SUM_TOLERANCE / 5
+    whole[:, off] *= left[off] / total[off]
+    _write(path, dict(zip((0, *masks.ids), whole, strict=True)), layout)
 
 
 def recognise(path: Path) -> str | None:
@@ -134,31 +147,45 @@ def _read(path: Path, naming: Naming, *, crf: bool) -> CoarseMasks:
     kinds = {int(key): Kind.of(value, arrays[int(key)]) for key, value in entries.items()}
     first = next(iter(arrays.values()))
     for key, array in arrays.items():
-        if array.ndim != 2 or array.shape != first.shape:
+        if array.ndim != 2 or array.size == 0 or array.shape != first.shape:
             raise MaskError(f"{path}, key {key}: shape {list(array.shape)}, expected [height, width], all the same")
+    size = first.shape[0], first.shape[1]
+    check_count(len(arrays), size, str(path), naming.size)
     background = None
     if crf:
         if 0 not in arrays:
             raise MaskError(f"{path}: no key 0 for the background ({name}), the keys are {listed(entries)}")
         background = as_probability(arrays.pop(0), f"{path}, background")
-    ids = tuple(key + (not crf) for key in arrays)
-    maps = np.stack(list(arrays.values())) if arrays else np.zeros((0, *first.shape), np.float32)
+    indices = tuple(arrays)
+    ids = tuple(index + (not crf) for index in indices)
+    names = named_by_ids(ids, naming, str(path))
+    places = selected(names, naming, str(path))
+    chosen = tuple(names[place] for place in places)
+    probabilities = as_probabilities((arrays[indices[place]] for place in places), chosen, size, str(path))
+    others = {index for place, index in enumerate(indices) if place not in places}
+    for index in others if crf else ():  # together with those asked for they are 1
+        as_probability(arrays[index], f"{path}, key {index}")
+    layout = IndexLayout(
+        {int(key): key for key in entries},
+        kinds,
+        {int(key): value for key, value in entries.items() if int(key) in others},
+    )
     return CoarseMasks(
-        ids,
-        names := named_by_ids(ids, naming, str(path)),
-        stack_maps(maps, names, str(path)),
+        tuple(ids[place] for place in places),
+        chosen,
+        probabilities,
         background=background,
         rule=CRF_RULE if crf else RULE,
-        origin={name: IndexLayout({int(key): key for key in entries}, kinds)},
+        origin={name: layout},
     )
 
 
-def _write(path: Path, maps: Mapping[int, Floats], layout: IndexLayout | None) -> None:
-    keys = {} if layout is None else layout.keys
-    kinds = {} if layout is None else layout.kinds
-    entries = {keys.get(key, key): kinds.get(key, _KIND).probabilities(one) for key, one in maps.items()}
+def _write(path: Path, maps: Mapping[int, Floats], layout: IndexLayout) -> None:
+    stored = {index: layout.kinds.get(index, _KIND).probabilities(one) for index, one in maps.items()}
+    known = {**layout.others, **stored}
+    order = [index for index in layout.keys if index in known] or known
     with atomic_file(path) as file:
-        write_npy_dict(file, entries)
+        write_npy_dict(file, {layout.keys.get(index, index): known[index] for index in order})
 
 
 def _entries(path: Path) -> dict[Any, Any] | None:
@@ -188,9 +215,10 @@ def _is_crf(path: Path, entries: Mapping[Any, Any]) -> bool:
     for key, value in entries.items():
         try:
             array = as_array(value, f"{path}, key {key}")
-        except G4SegError:
+        except MaskError:
             return False
         if array.dtype.kind not in "fbiu" or (total.ndim and array.shape != total.shape):
             return False
-        total = total + array.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # of what is no probability
+            total = total + array.astype(np.float32)
     return bool((np.abs(total - 1.0) <= _SUM_TOLERANCE).all())

@@ -10,7 +10,7 @@ import numpy as np
 from g4seg_trt.arrays import Array
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import ClassNameError, InputError, MaskError
-from g4seg_trt.masks.array import as_probability, as_stored, check_count, open_npy, write_npy
+from g4seg_trt.masks.array import as_probabilities, as_probability, as_stored, check_count, open_npy, write_npy
 from g4seg_trt.masks.coarse import CoarseMasks, Naming, ids_of_names
 from g4seg_trt.masks.gather import CHANNEL
 
@@ -66,13 +66,11 @@ def read(path: Path, naming: Naming) -> CoarseMasks:
     names = _in_table(naming, path) or channels.names
     places = tuple(channels.names.index(name) + channels.background for name in names)
     check_count(len(moved), (moved.shape[1], moved.shape[2]), str(path), naming.size)
-    maps = np.empty((len(names), *moved.shape[1:]), np.float32)
-    for one, name, place in zip(maps, names, places, strict=True):
-        one[:] = as_probability(moved[place], f"{path}, class {name!r}")
+    height, width = moved.shape[1:]
     return CoarseMasks(
         ids_of_names(names, naming, str(path)),
         names,
-        maps,
+        as_probabilities((moved[place] for place in places), names, (height, width), str(path)),
         background=as_probability(moved[0], f"{path}, background") if channels.background else None,
         rule=CHANNEL if channels.background else None,
         origin={NAME: StackLayout(np.array(moved), channels.axis, places)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from g4seg_trt.arrays import Floats
+from g4seg_trt.masks.labels import NO_BACKGROUND
 from g4seg_trt.update import BackgroundRule, label_map
 
 _MARGIN = 1e-6
@@ -42,11 +43,13 @@ def background_channel(probabilities: Floats, rule: BackgroundRule, background: 
 def under_rule(classes: Floats, rest: Floats, rule: BackgroundRule, background: Floats | None) -> Floats:
     """Probabilities whose label map under a rule is the argmax over background and classes.
 
+    With one exception: no class can be above a given channel of 1, so its pixels stay background.
+
     A rule compares the largest class with a boundary t of its own (the constant; where m meets (1 - m) ** P; the
     given map), not with the new background. So the share r = m / (m + rest) that the largest class has against the
     background is stretched piecewise linearly: 0 to 0, 1/2 to t, 1 to 1. That becomes the largest class's
     probability; the others keep their ratio to it. With one class and t = 1/2 (constant:0.5, power:1) nothing
-    changes: the result is the posterior itself.
+    changes: the result is the posterior itself. So it is for NO_BACKGROUND, where the rest does not take part.
 
     Args:
         classes: float32 [K,H,W], 0 or more, K at least 1.
@@ -57,9 +60,13 @@ def under_rule(classes: Floats, rest: Floats, rule: BackgroundRule, background: 
     Returns:
         float32 [K,H,W] in [0,1].
     """
+    if rule == NO_BACKGROUND:
+        return classes.copy()
     winner = classes.argmax(axis=0)[None]
     largest = np.take_along_axis(classes, winner, axis=0)[0]
     wins = largest > rest
+    if background is not None:
+        wins &= background < 1
     total = largest + rest
     share = np.divide(largest, total, out=np.zeros_like(total), where=total > 0)
     boundary = _boundary(rule, background)
@@ -77,7 +84,7 @@ def under_rule(classes: Floats, rest: Floats, rule: BackgroundRule, background: 
 
 
 def _boundary(rule: BackgroundRule, background: Floats | None) -> Floats:
-    """The smallest probability that is not background: float32 [H,W] for "channel", else [1,1]."""
+    """Where background ends: the smallest probability of a class, [1,1]; for "channel" the largest of none, [H,W]."""
     if background is not None:
         return background
     if rule.kind == "constant":

@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from g4seg_engine.cuda_device import cuda_device, driver_cuda
+from g4seg_engine.manifest import file_sha256
 from g4seg_trt.arrays import Bytes, Floats
+from g4seg_trt.atomic import reason
 from g4seg_trt.errors import ConfigError, EngineError, MissingExtraError
+from g4seg_trt.masks.labels import NO_BACKGROUND
 from g4seg_trt.postprocess.background import under_rule
 from g4seg_trt.postprocess.process import PostProcess
 from g4seg_trt.update import BackgroundRule, label_map
@@ -31,7 +34,8 @@ class CascadePsp(PostProcess):
     """The global and local refinement of one binary mask for each class.
 
     A class goes in as the region that the background rule gives it; one without any stays without. What comes back
-    is its probability, the background being the rest to 1, and of several classes the larger wins.
+    is its probability, the background being the rest to 1, and of several classes the larger wins. In a data set
+    without background a pixel that no class wants any more stays as it was.
     """
 
     def __init__(
@@ -59,14 +63,24 @@ class CascadePsp(PostProcess):
     def name(self) -> str:
         return "cascadepsp:fast" if self.fast else "cascadepsp"
 
+    def parameters(self) -> dict[str, Any]:
+        device, _, _ = (self.device or _device()).partition(":")
+        try:
+            weights = file_sha256(self._weights)
+        except OSError as error:
+            raise ConfigError(f"{self._weights}: cannot be read ({reason(error)})") from error
+        return {"fast": self.fast, "length": self.length, "device": device, "weights sha256": weights}
+
     def check(self) -> None:
         for package in _PACKAGES:
             if find_spec(package) is None:
                 raise MissingExtraError.for_package(package, "cascadepsp")
-        if not (self.model_folder / "model").is_file():
-            raise ConfigError(
-                f"CascadePSP has no weights at {self.model_folder / 'model'}: put the file there that {WEIGHTS} gives"
-            )
+        if not self._weights.is_file():
+            raise ConfigError(f"CascadePSP has no weights at {self._weights}: put the file there that {WEIGHTS} gives")
+
+    @property
+    def _weights(self) -> Path:
+        return self.model_folder / "model"
 
     @cached_property
     def _refiner(self) -> Any:
@@ -88,7 +102,10 @@ class CascadePsp(PostProcess):
                 mask = region.astype(np.uint8) * np.uint8(255)
                 found = self._refiner.refine(bgr, mask, fast=self.fast, L=self.length)
                 refined[number] = found.astype(np.float32) / np.float32(255)
-        return under_rule(refined, np.float32(1) - refined.max(axis=0), rule, background)
+        largest = refined.max(axis=0)
+        if rule == NO_BACKGROUND:
+            np.copyto(refined, probabilities, where=largest == 0)
+        return under_rule(refined, np.float32(1) - largest, rule, background)
 
 
 def _device() -> str:

@@ -7,7 +7,7 @@ jiwoon-ahn/irn misc/imutils.py (`crf_inference_label`). All were chosen for phot
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,10 @@ class DenseCrf(PostProcess):
     @property
     def name(self) -> str:
         return f"crf:{self.preset}"
+
+    def parameters(self) -> dict[str, Any]:
+        values = asdict(self.settings)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def check(self) -> None:
         _densecrf()

@@ -8,6 +8,7 @@ colours.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,9 @@ class Pamr(PostProcess):
     @property
     def name(self) -> str:
         return "pamr"
+
+    def parameters(self) -> dict[str, Any]:
+        return {"distances": list(DISTANCES), "iterations": ITERATIONS}
 
     def check(self) -> None:
         """Nothing is needed."""

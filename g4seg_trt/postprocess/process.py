@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from g4seg_trt.arrays import Array, Bytes, Floats
-from g4seg_trt.errors import ConfigError, MaskError
+from g4seg_trt.errors import ConfigError, ImageError, MaskError
 from g4seg_trt.inputs import check_image
 from g4seg_trt.update import BACKGROUND, BackgroundRule
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
+"""What PyTorch says on a GPU and on a CPU."""
 
 
 class PostProcess(ABC):
     """Changes the probabilities of an image's classes together, after or instead of a refinement.
 
     What it hands back is meant for the same background rule: `label_map(result, rule, background)` gives the labels
-    that the process itself decided on.
+    that the process itself decided on, but that a given background of 1 stays background.
     """
 
     @property
     @abstractmethod
     def name(self) -> str:
         """What `parse_post` takes for it, such as "crf:irn"."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, Any]:
+        """What its results depend on beside its name and what `apply` is given, as JSON holds it.
+
+        Records keep it, and a resumed run does images again for which it differs.
+
+        Raises:
+            ConfigError: weights cannot be read.
+        """
 
     @abstractmethod
     def check(self) -> None:
@@ -50,7 +65,7 @@ class PostProcess(ABC):
             float32 [K,H,W] in [0,1], an array of its own.
 
         Raises:
-            ImageError: the image is not of that kind.
+            ImageError: the image is not of that kind, or there is too little memory for it.
             MaskError: the probabilities or the background are not.
             ConfigError: the rule is "channel" and there is no background.
             MissingExtraError: a package is not installed.
@@ -66,7 +81,15 @@ class PostProcess(ABC):
             _check("background", background, size, "[height, width]")
         if len(probabilities) == 0:
             return probabilities.copy()
-        return self._process(image, probabilities, rule, background)
+        try:
+            return self._process(image, probabilities, rule, background)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and _OUT_OF_MEMORY.search(str(error)) is None:
+                raise
+            raise ImageError(
+                f"post-processing {self.name}: out of memory at {size[1]}x{size[0]} pixels and {len(probabilities)} "
+                "classes"
+            ) from error
 
     @abstractmethod
     def _process(self, image: Bytes, probabilities: Floats, rule: BackgroundRule, background: Floats | None) -> Floats:
@@ -85,6 +108,13 @@ class PostChain(PostProcess):
     @property
     def name(self) -> str:
         return ",".join(step.name for step in self.steps)
+
+    def parameters(self) -> dict[str, Any]:
+        return {
+            f"{number} {name}": value
+            for number, step in enumerate(self.steps, start=1)
+            for name, value in step.parameters().items()
+        }
 
     def check(self) -> None:
         for step in self.steps:

@@ -40,9 +40,9 @@ def shown(value: Any) -> str:
     return escaped(str(value))
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | None, decimals: int = 1) -> str:
     """A share from 0 to 1 in percent."""
-    return NONE if value is None else f"{100 * value:.1f} %"
+    return NONE if value is None else f"{100 * value:.{decimals}f} %"
 
 
 def points(value: float | None) -> str:

@@ -9,11 +9,16 @@ from typing import Any
 import pytest
 
 from g4seg_bench import ray_scaling
-from g4seg_bench.ray_scaling import GOAL, SINGLE, account, compare, main, ratio, tell, timed
+from g4seg_bench.inputs import write_scenes
+from g4seg_bench.ray_scaling import GOAL, PLAIN, SINGLE, account, compare, in_processes, main, ratio, tell, timed
 from g4seg_engine.errors import G4SegError
-from g4seg_trt.dataset.run import Result
+from g4seg_export.tiny.scenes import SIZE
+from g4seg_trt.dataset.names import read_classes
+from g4seg_trt.dataset.result import Result
+from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.errors import MaskError
 from g4seg_trt.refinement import Refinement
+from g4seg_trt.refiner import Refiner
 
 
 @pytest.fixture
@@ -57,16 +62,32 @@ def test_the_ratio_is_that_of_pairs_and_the_account_explains_it(
         SINGLE: (worker(clock, 0.9, 0.9), 1),
         "1 worker": (worker(clock, 1.0, 0.9), 1),
         "2 workers": (worker(clock, 0.625, 1.0), 2),
+        PLAIN: (worker(clock, 0.5, 0.9), 2),
     }
     found = compare(sides, 9, 2, lambda: calls.append(1))
-    assert len(calls) == 6
+    assert len(calls) == 8
     assert ratio(found, "2 workers", "1 worker") == pytest.approx(1.6, abs=1e-3)
     factors = account(found, "2 workers", "1 worker")
     assert factors == {"compute": 0.9, "share": 0.8889}
     assert 2 * factors["compute"] * factors["share"] == pytest.approx(1.6, abs=1e-3)
     tell(found, "2 workers", "1 worker", 9, 2)
-    assert "2 workers reach 1.60 times 1 worker: 2 workers x 0.90" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "2 workers reach 1.60 times 1 worker: 2 workers x 0.90" in told
+    assert f"{PLAIN} 1.80 times, and 2 workers 0.80 times those" in told
     assert GOAL > 1.6
+
+
+def test_plain_processes_do_all_images_and_one_that_dies_is_told(tmp_path: Path, toy_engine: Path) -> None:
+    write_scenes(tmp_path, 5, SIZE)
+    classes = read_classes(tmp_path / "classes.json")
+    source = DatasetSource.from_folders(tmp_path / "images", tmp_path / "masks", classes=classes)
+    with Refiner.from_engine(toy_engine) as refiner:
+        config = refiner.config
+    done = list(in_processes(str(toy_engine), source, config, 2, tmp_path / "refined"))
+    assert sorted(result.stem for result in done) == sorted(classes)
+    assert all(result.refinement is not None and result.refinement.timings["unet"] > 0 for result in done)
+    with pytest.raises(G4SegError, match="ended before its images were done"):
+        list(in_processes(str(tmp_path / "none"), source, config, 2, tmp_path / "other"))
 
 
 @pytest.mark.parametrize("more", [["--workers", "1"], ["--count", "11"]])

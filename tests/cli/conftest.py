@@ -22,6 +22,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from g4seg_engine.build import network_record, staged_engine
 from g4seg_engine.spec import ModelDims, network_specs
+from tests.cli.evaluation import DataSet
+from tests.folders import DataFolder, files, outputs
 
 NOTE = "made for tests"
 DIMS = ModelDims(square=32, latent_factor=4, latent_channels=3, text_length=40, text_width=3, feature_width=7, grid=8)
@@ -222,28 +224,8 @@ def scene(tmp_path: Path) -> Scene:
     return make_scene(tmp_path / "scene")
 
 
-@dataclass(frozen=True)
-class Folder:
+class Folder(DataFolder):
     """Four images of one class with masks, ground truth and classes.json; names with spaces and umlauts."""
-
-    root: Path
-    stems: tuple[str, ...]
-
-    @property
-    def images(self) -> Path:
-        return self.root / "images"
-
-    @property
-    def masks(self) -> Path:
-        return self.root / "masks"
-
-    @property
-    def truth(self) -> Path:
-        return self.root / "truth"
-
-    @property
-    def output(self) -> Path:
-        return self.root / "out put"
 
     def arguments(self, engine: Path, *more: object) -> list[object]:
         return [
@@ -274,12 +256,31 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(root, stems)
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its bytes."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.fixture(scope="session")
 def files_of() -> Callable[[Path], dict[str, bytes]]:
     """files_of(folder) -> its files with their bytes."""
-    return tree
+    return files
+
+
+@pytest.fixture(scope="session")
+def outputs_of() -> Callable[[Path], dict[str, bytes]]:
+    """outputs_of(folder) -> its outputs with their bytes."""
+    return outputs
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> DataSet:
+    return DataSet.make(tmp_path / "data set")
+
+
+@pytest.fixture
+def evaluate(run_here: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """evaluate(*arguments) -> how g4seg-evaluate ended, and its report ({} without one)."""
+
+    def run(*arguments: object) -> tuple[Any, dict[str, Any]]:
+        file = tmp_path / "report.json"
+        file.unlink(missing_ok=True)
+        done = run_here("g4seg_trt.cli.evaluate", *arguments, "--json", file)
+        return done, json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    return run

@@ -130,3 +130,49 @@ def test_post_processing(refine_here: Command, toy_engine: Path, scene: Scene, t
     assert report["post"] == "pamr"
     assert "post" in report["timings"]
     assert (report["engine"] is None) == (not engine)
+
+
+def test_an_array_comes_back_as_an_array(refine_here: Command, toy_engine: Path, scene: Scene, tmp_path: Path) -> None:
+    np.save(tmp_path / "mask.npy", scene.probability.astype(np.float64))
+    arguments = ("--engine", toy_engine, "--image", scene.image, "--class-name", "disc")
+    array = ("--mask", tmp_path / "mask.npy")
+    assert refine_here(*arguments, *array, "--output", tmp_path / "out.npy").code == 0
+    assert refine_here(*arguments, *array, "--output", tmp_path / "out.npz").code == 0
+    back = np.load(tmp_path / "out.npy")
+    assert back.dtype == np.float64
+    assert np.array_equal(back, read_mask(tmp_path / "out.npz", "disc"))
+    assert not np.array_equal(back, scene.probability)
+    picture = refine_here(*arguments, "--mask", scene.mask, "--output", tmp_path / "other.npy")
+    assert picture.code == 1
+    assert picture.lines[-1].endswith("probabilities are written as .png (one class) or .npz")
+    assert refine_here(*arguments, "--mask", scene.mask, "--output", tmp_path / "out.png").code == 0
+    with Image.open(tmp_path / "out.png") as written:
+        assert written.mode.startswith("I"), "16 bits, whatever came in"
+
+
+def test_a_folder_of_classes_comes_back_as_a_folder(
+    refine_here: Command, toy_engine: Path, scene: Scene, tmp_path: Path
+) -> None:
+    mask = tmp_path / "im.age"
+    mask.mkdir()
+    (mask / "disc.png").write_bytes(scene.mask.read_bytes())
+    np.save(mask / "star.npy", scene.probability[::-1].astype(np.float16))
+    arguments = ("--engine", toy_engine, "--image", scene.image, "--mask", mask, "--output")
+    assert refine_here(*arguments, tmp_path / "out.npz").code == 0
+    refined = read_masks(tmp_path / "out.npz")
+    done = refine_here(*arguments, tmp_path / "out")
+    assert done.code == 0, done.err
+    assert f"probability: {tmp_path / 'out'}" in done.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["disc.png", "star.npy"]
+    assert np.array_equal(np.load(tmp_path / "out" / "star.npy"), refined["star"].astype(np.float16))
+    assert np.abs(read_mask(tmp_path / "out" / "disc.png", "disc") - refined["disc"]).max() < 0.51 / 255
+    for path, words in (
+        (tmp_path / "out", "it exists and is not a regular file"),
+        (mask, "it exists and is not a regular file"),
+        (mask / "disc.png", "it is the input"),
+        (tmp_path / "out.age", "or as a folder (no suffix) as the mask came"),
+    ):
+        refused = refine_here(*arguments, path)
+        assert refused.code == 1
+        assert words in refused.lines[-1]
+    assert sorted(path.name for path in mask.iterdir()) == ["disc.png", "star.npy"]

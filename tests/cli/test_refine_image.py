@@ -61,7 +61,7 @@ def test_every_output_of_one_class(refine: Command, toy_engine: Path, scene: Sce
     assert {"read", "open", "unet", "correspondence", "update", "write", "total"} <= set(report["timings"])
     assert report["warnings"] == []
 
-    assert f"IoU {100 * figures['iou_before']:.1f} before, {100 * figures['iou_after']:.1f} after" in done.out
+    assert f"IoU {100 * figures['iou_before']:.2f} before, {100 * figures['iou_after']:.2f} after" in done.out
     assert f"overlay: {out / 'overlay.png'}" in done.out
     assert done.lines == ["note: made for tests"]
 

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 from g4seg_trt.refiner import Refiner
+from tests.folders import DataFolder, outputs
 
 PROGRAM = """
 import signal, sys
@@ -23,28 +23,8 @@ sys.exit(main())
 """
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """images/NAME.png, masks/NAME.png or .npz, truth/NAME.png."""
-
-    root: Path
-    stems: tuple[str, ...]
-
-    @property
-    def images(self) -> Path:
-        return self.root / "images"
-
-    @property
-    def masks(self) -> Path:
-        return self.root / "masks"
-
-    @property
-    def truth(self) -> Path:
-        return self.root / "truth"
-
-    @property
-    def output(self) -> Path:
-        return self.root / "out"
+class Dataset(DataFolder):
+    """Masks are .png or .npz."""
 
     def command(self, *more: object, output: Path | None = None) -> list[str]:
         arguments = ["--engine", "tiny", "--images", self.images, "--masks", self.masks]
@@ -104,12 +84,6 @@ def refiner() -> Iterator[Refiner]:
     """The embedded engine on one thread."""
     with Refiner.from_engine("tiny", threads=1) as opened:
         yield opened
-
-
-def outputs(folder: Path) -> dict[str, bytes]:
-    """The outputs of the images by their names, without records and lock."""
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if not name.startswith((".", "records/"))}
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from PIL import Image
 
 if TYPE_CHECKING:
     from tests.dataset.conftest import Dataset
@@ -44,6 +46,15 @@ def kill(dataset: Dataset, chance: random.Random, *more: object) -> None:
     process.communicate(timeout=60)
 
 
+def make_folders(dataset: Dataset) -> None:
+    """Every third mask becomes a folder of two."""
+    for path in sorted(dataset.masks.glob("*.png"))[1::2]:
+        folder = dataset.masks / path.stem
+        folder.mkdir()
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(folder / "background.png")
+        path.rename(folder / "disc.png")
+
+
 def check_records(dataset: Dataset, lines: list[dict[str, object]], whole: dict[str, bytes] | None) -> set[str]:
     """Every record that counts is about files that are there and whole; returns their stems."""
     done: dict[str, dict[str, list[object]]] = {}
@@ -54,9 +65,13 @@ def check_records(dataset: Dataset, lines: list[dict[str, object]], whole: dict[
             done[str(line["stem"])] = line["outputs"]  # type: ignore[assignment]
     for found in done.values():
         for name, size in found.values():
-            data = (dataset.output / str(name)).read_bytes()
-            assert len(data) == size
-            assert whole is None or data == whole[str(name)]
+            path = dataset.output / str(name)
+            files = list(path.iterdir()) if path.is_dir() else [path]
+            content = {file.relative_to(dataset.output).as_posix(): file.read_bytes() for file in files}
+            assert sum(map(len, content.values())) == size
+            assert whole is None or content.items() <= whole.items()
+    folders = [path for path in (dataset.output / "masks").glob("im *") if path.is_dir()]
+    assert all(len(list(path.iterdir())) == 2 for path in folders), "no folder under its own name is half-written"
     return set(done)
 
 
@@ -64,10 +79,11 @@ def test_killed_and_gone_on_is_the_same_as_undisturbed(
     make: Callable[[int], Dataset], outputs_of: Outputs, lines_of: Lines, tmp_path: Path
 ) -> None:
     dataset, chance = make(IMAGES), random.Random(6)
+    make_folders(dataset)
     undisturbed = dataset.refine("--overlay", output=tmp_path / "undisturbed")
     assert undisturbed.returncode == 0, undisturbed.stderr
     whole = outputs_of(tmp_path / "undisturbed")
-    assert len(whole) == 3 * IMAGES
+    assert len(whole) == 4 * IMAGES + sum(path.is_dir() for path in dataset.masks.iterdir())
     done: set[str] = set()
     for _ in range(KILLS):
         kill(dataset, chance)
@@ -89,6 +105,7 @@ def test_a_kill_while_images_are_done_again_never_vouches_for_a_mixture(
     make: Callable[[int], Dataset], outputs_of: Outputs, lines_of: Lines, tmp_path: Path
 ) -> None:
     dataset, chance = make(24), random.Random(7)
+    make_folders(dataset)
     assert dataset.refine("--overlay").returncode == 0
     other = ("--beta", 0.9, "--certainty-filter", "0.1,0.9")
     assert dataset.refine("--overlay", *other, output=tmp_path / "other").returncode == 0

@@ -17,12 +17,13 @@ from g4seg_trt.arrays import Bytes, Floats
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.dataset.layout import Layout
-from g4seg_trt.dataset.run import RunOptions, refine_into, refine_items, run_settings
+from g4seg_trt.dataset.run import refine_into, refine_items
+from g4seg_trt.dataset.settings import RunOptions, run_settings
 from g4seg_trt.dataset.untouched import Untouched
 from g4seg_trt.errors import MaskError
 from g4seg_trt.evaluate.predictions import Predictions, labels_under
 from g4seg_trt.masks import read_index_png, read_mask, read_masks
-from g4seg_trt.postprocess import Pamr, PostProcess
+from g4seg_trt.postprocess import Pamr, PostChain, PostProcess
 from g4seg_trt.update import BackgroundRule, label_map
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class Halved(PostProcess):
     @property
     def name(self) -> str:
         return "halved"
+
+    def parameters(self) -> dict[str, Any]:
+        return {}
 
     def check(self) -> None:
         return
@@ -92,6 +96,40 @@ def test_another_post_processing_does_all_again(refiner: Refiner, dataset: Datas
         assert states(post) == {"skipped"}
     with pytest.raises(ConfigError, match="post-processing 'blur', allowed: crf"):
         states("blur")
+
+
+class Cut(PostProcess):
+    """Leaves nothing below a limit."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+    @property
+    def name(self) -> str:
+        return "cut"
+
+    def parameters(self) -> dict[str, Any]:
+        return {"limit": self.limit}
+
+    def check(self) -> None:
+        return
+
+    def _process(self, _: Bytes, probabilities: Floats, *_rest: Any) -> Floats:
+        return probabilities * (probabilities >= np.float32(self.limit))
+
+
+def test_another_parameter_of_the_same_post_processing_does_all_again(refiner: Refiner, dataset: Dataset) -> None:
+    for post, state in (
+        (Cut(0.1), "refined"),
+        (Cut(0.1), "skipped"),
+        (Cut(0.2), "refined"),
+        (PostChain([Cut(0.2)]), "refined"),
+        (PostChain([Cut(0.2), Cut(0.3)]), "refined"),
+        (PostChain([Cut(0.3), Cut(0.2)]), "refined"),
+        (PostChain([Cut(0.3), Cut(0.2)]), "skipped"),
+    ):
+        results = refiner.refine_dataset(source_of(dataset), dataset.output, resume=True, post=post)
+        assert {result.state for result in results} == {state}, post.parameters()
 
 
 def run_untouched(source: DatasetSource, output: Path, post: PostProcess, **more: Any) -> list[Any]:

@@ -168,6 +168,27 @@ def test_65535_is_no_label_in_16_bits(make_table: MakeTable) -> None:
     assert space.count(labels, truth).tolist() == [[0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1]]
 
 
+def test_255_is_a_class_of_16_bits_alone(make_table: MakeTable) -> None:
+    space = LabelSpace.of(make_table([1, 255, 300]))
+    wide = np.array([[0, 1, 255, 300, 65535]], dtype=np.uint16)
+    assert space.counted(wide).tolist() == [[True, True, True, True, False]]
+    assert np.diagonal(space.count(wide, wide)).tolist() == [1, 1, 1, 1]
+    assert space.region(wide, 2).tolist() == [[False, False, True, False, False]]
+    narrow = np.array([[0, 1, 255, 255, 1]], dtype=np.uint8)
+    assert space.counted(narrow).tolist() == [[True, True, False, False, True]]
+    assert not space.region(narrow, 2).any()
+    assert not space.region(narrow, 3).any()
+    # Pixels of either kind beside each other: what 8 bits call 255 has no label.
+    assert space.count(narrow, wide).tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1]]
+    assert space.count(wide, narrow).tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    with pytest.raises(MaskError, match=r"the value 2, made has 0 to 1, 255, 300, and 65535 for no label"):
+        space.count(np.full_like(wide, 2), wide)
+    with pytest.raises(MaskError, match=r"the value 2, made has 0 to 1, 255, 300, and 255 for no label"):
+        space.count(np.full_like(narrow, 2), wide)
+    with pytest.raises(MaskError, match=r"the value 2, made has 0 to 1, 300, and 255 or 65535 for pixels that do not"):
+        LabelSpace.of(make_table([1, 300])).count(wide, np.full_like(wide, 2))
+
+
 def test_ids_above_255_and_with_gaps(make_table: MakeTable) -> None:
     space = LabelSpace.of(make_table([700, 3, 256]))
     assert space.ids == (0, 3, 256, 700)
@@ -200,15 +221,15 @@ def test_an_empty_picture_counts_for_nothing() -> None:
     assert not FIVE.count(np.zeros((0, 4), np.uint8), np.zeros((0, 4), np.uint8)).any()
 
 
-@pytest.mark.parametrize("number", [0, 255, 65536, -1])
+@pytest.mark.parametrize("number", [0, 65535, 65536, -1])
 def test_an_id_that_no_picture_can_hold_is_refused(number: int, make_table: MakeTable) -> None:
-    with pytest.raises(ClassNameError, match=rf"'c{number}' has the id {number}, allowed are 1 to 65535 without 255"):
+    with pytest.raises(ClassNameError, match=rf"'c{number}' has the id {number}, allowed are 1 to 65534"):
         LabelSpace.of(make_table([1, number]))
 
 
 @pytest.mark.parametrize("count", [0, 5000])
 def test_so_many_classes_are_refused(count: int, make_table: MakeTable) -> None:
-    ids = [number for number in range(1, count + 2) if number != 255][:count]
+    ids = list(range(1, count + 1))
     with pytest.raises(ClassNameError, match=rf"{count} classes, allowed are 1 to 4096"):
         LabelSpace.of(make_table(ids))
 

@@ -128,3 +128,29 @@ def test_a_sweep_over_nothing_has_no_best() -> None:
     assert sweep.summary()["best"] is None
     with pytest.raises(ConfigError, match="cannot be added up"):
         sweep.merge(SweepEvaluation(LabelSpace.of(TABLE), parse_sweep("power:1:3:1")))
+
+
+def test_what_is_decided_counts_under_every_rule() -> None:
+    rules = parse_sweep("constant:0.1:0.9:0.4")
+    space = LabelSpace.of(TABLE)
+    whole, parts = SweepEvaluation(space, rules), [SweepEvaluation(space, rules) for _ in range(2)]
+    for seed in range(4):
+        labels = decide(masks(seed), rules)
+        truth = np.roll(labels[0], 1, axis=0)
+        if seed % 2:
+            whole.add([labels[0]] * 3, truth)
+            parts[seed // 2].add_decided(labels[0], truth)
+        else:
+            whole.add(labels, truth)
+            parts[seed // 2].add(labels, truth)
+    parts[0].merge(parts[1])
+    found, expected = parts[0].summary(), whole.summary()
+    assert (found.pop("images"), found.pop("label_pictures")) == (4, 2)
+    assert (expected.pop("images"), expected.pop("label_pictures")) == (4, 0)
+    assert found == expected
+
+
+def test_more_matrices_than_memory_holds_are_refused() -> None:
+    many = LabelSpace.of(ClassTable("m", tuple(ClassEntry(n, f"c{n}", f"c{n}") for n in range(1, 1204)), True))
+    with pytest.raises(ConfigError, match=r"a sweep of 99 rules with 1204 classes, allowed: up to 46 rules"):
+        SweepEvaluation(many, parse_sweep("constant:0.01:0.99:0.01"))

@@ -67,3 +67,10 @@ def test_the_best_of_a_sweep_is_told_apart() -> None:
         "best of the sweep, chosen on the ground truth: constant:0.6 with mean IoU 93.39 (the fixed rule: 67.86)"
     )
     assert lines[1].startswith("mean IoU: 67.86 over 2 of 3")
+    assert "background rules tried on this ground truth:" in lines
+    sweep.add_decided(square(5), square(10))
+    lines = report_lines({**evaluation.summary(), "sweep": sweep.summary()})
+    assert (
+        "background rules tried on this ground truth (1 of 2 images are label pictures, the same under every rule):"
+        in lines
+    )

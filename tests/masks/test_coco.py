@@ -112,6 +112,7 @@ def test_any_text_is_decoded_exactly_or_refused(text: str, height: int, width: i
         ({"size": [3], "counts": [3]}, r"size is \[3\]"),
         ({"size": [3, 0], "counts": [0]}, r"size is \[3, 0\]"),
         ({"size": "3x4", "counts": [12]}, "size is '3x4'"),
+        ({"size": [10**4000, 3], "counts": [12]}, r"size is \[1000.*000, 3\], expected \[height, width\]"),
         ({"counts": [12]}, "size is None"),
         ({"size": [100_000, 100_000], "counts": [10**10]}, "100000x100000 pixels are more than Pillow's limit"),
         (None, "expected a segmentation"),

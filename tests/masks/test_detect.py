@@ -356,7 +356,7 @@ def test_missing_files_loops_and_empty_folders_are_told(tmp_path: Path) -> None:
             with pytest.raises(MaskError, match="no such file"):
                 detect(tmp_path / name, asked)
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(MaskError, match=r"of no known format; looked for class-folder: a folder STEM"):
+    with pytest.raises(MaskError, match=r"of no known format \(holds no mask .*\); looked for class-folder"):
         detect(tmp_path / "folder.png")
 
 

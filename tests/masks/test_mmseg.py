@@ -385,6 +385,39 @@ def test_what_is_wrong_is_said_with_its_image(tmp_path: Path, part: str, value: 
         found.read("x")
 
 
+def test_labels_of_another_size_are_refused_before_anything_is_refined(tmp_path: Path) -> None:
+    dump(tmp_path / "a.pkl", [entry("x", probabilities(4, 4, 4), np.zeros((4, 3), np.int64))])
+    with pytest.raises(MaskError, match=r"image x: pred_sem_seg \[4, 3\] beside seg_logits \[4, 4, 4\]"):
+        PredictionCollection.open(tmp_path / "a.pkl", NAMING).read("x")
+
+
+@pytest.mark.parametrize("part", ["seg_logits", "pred_sem_seg"])
+def test_a_part_without_data_is_refused(tmp_path: Path, part: str) -> None:
+    values: list[Any] = [None, {}, np.zeros((4, 2, 2))]
+    for value in values:
+        dump(tmp_path / "a.pkl", [entry("x", probabilities(4, 4, 4)) | {part: value}])
+        with pytest.raises(MaskError, match=f"entry 0: '{part}' without 'data'"):
+            PredictionCollection.open(tmp_path / "a.pkl", NAMING)
+
+
+def test_reduce_zero_label_is_true_or_false(tmp_path: Path) -> None:
+    dump(tmp_path / "a.pkl", [entry("x", None, [[0, 1]], reduce_zero_label=np.array([0, 1]))])
+    with pytest.raises(MaskError, match="reduce_zero_label is a ndarray, expected True or False"):
+        PredictionCollection.open(tmp_path / "a.pkl", NAMING).read("x")
+
+
+def test_channels_that_were_not_asked_for_stay_bit_for_bit(tmp_path: Path) -> None:
+    logits = (np.random.default_rng(3).normal(size=(4, 5, 6)) * 5).astype(np.float32)
+    for values in (logits, probabilities(4, 5, 6)):
+        dump(tmp_path / "a.pkl", [entry("x", values)])
+        found = PredictionCollection.open(tmp_path / "a.pkl", Naming(("b",), THREE))
+        masks = found.read("x")
+        (back,) = write(tmp_path / "b.pkl", found, [("x", masks.with_probabilities(probabilities(3, 5, 6, 5)[:1]))])
+        written = back["seg_logits"]["data"].numpy()
+        assert (written[[0, 1, 3]] == values[[0, 1, 3]]).all()
+        assert (written[2] != values[2]).any()
+
+
 def test_values_and_labels_outside_are_refused(tmp_path: Path) -> None:
     out = np.full((4, 2, 2), 0.1, np.float32)
     out[3] = 1.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -21,7 +22,7 @@ from g4seg_trt.class_table import ClassEntry, ClassTable
 from g4seg_trt.errors import ClassNameError, MaskError, OutputError
 from g4seg_trt.masks import class_folder, npz
 from g4seg_trt.masks.array import read_npz
-from g4seg_trt.masks.coarse import Naming
+from g4seg_trt.masks.coarse import CoarseMasks, Naming
 from g4seg_trt.update import BackgroundRule
 
 Array = npt.NDArray[Any]
@@ -105,6 +106,85 @@ def test_an_array_without_a_name_has_any(tmp_path: Path) -> None:
     assert (masks.ids, masks.names) == ((3,), ("moggy",))
     npz.write(tmp_path / "back.npz", masks)
     assert list(read_npz(tmp_path / "back.npz")) == ["arr_0"]
+
+
+def test_an_array_without_a_name_has_one_class_at_most(tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", np.full((2, 2), 0.5))
+    with pytest.raises(MaskError, match="no class 'cat', it holds arr_0"):
+        npz.read(tmp_path / "m.npz", Naming(("cat", "dog")))
+
+
+def test_an_empty_name_is_one_too(tmp_path: Path) -> None:
+    save(tmp_path / "m.npz", {"": np.zeros((2, 2)), "dog": np.ones((2, 2))})
+    masks = npz.read(tmp_path / "m.npz", Naming())
+    assert masks.names == ("", "dog")
+    assert masks.probabilities.mean(axis=(1, 2)).tolist() == [0, 1]
+
+
+def test_no_class_asked_for_is_told(tmp_path: Path) -> None:
+    save(tmp_path / "m.npz", {"dog": np.ones((2, 2))})
+    with pytest.raises(MaskError, match="no map of any class"):
+        npz.read(tmp_path / "m.npz", Naming(()))
+
+
+def test_arrays_that_were_not_asked_for_are_in_the_written_file(tmp_path: Path) -> None:
+    others: dict[str, Array] = {
+        "broken": np.full((5, 5), np.nan),
+        "note": np.array("taken in 2007"),
+        "size": np.array(7, np.int16),
+        "cow": np.random.default_rng(0).random((2, 3)),
+        "empty": np.zeros((0, 3), np.float16),
+    }
+    maps = {"broken": others["broken"], "dog": np.zeros((2, 3), np.float16), **others, "background": np.ones((2, 3))}
+    save(tmp_path / "m.npz", maps)
+    masks = npz.read(tmp_path / "m.npz", Naming(("dog",)))
+    npz.write(tmp_path / "m.npz", masks.with_probabilities(np.full((1, 2, 3), 0.5, np.float32)))  # over itself
+    with np.load(tmp_path / "m.npz") as back:
+        assert list(back) == list(maps)
+        assert (back["dog"] == np.float16(0.5)).all()
+        assert (back["background"] == 1).all()
+        for name, one in others.items():
+            assert (back[name].dtype, back[name].shape) == (one.dtype, one.shape)
+            assert back[name].tobytes() == one.tobytes()
+    (tmp_path / "m.npz").unlink()
+    with pytest.raises(MaskError, match=r"m\.npz: no such file"):
+        npz.write(tmp_path / "out.npz", masks)
+    save(tmp_path / "m.npz", {"dog": maps["dog"]})
+    with pytest.raises(MaskError, match="'broken' is no longer there"):
+        npz.write(tmp_path / "out.npz", masks)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.npz"]
+
+
+def test_an_array_too_large_to_be_passed_on_is_refused_unread(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
+        archive.writestr("cat.npy", npy_header((1, 1)) + np.array([0.5], "<f4").tobytes())
+        archive.writestr("huge.npy", npy_header((40_000, 40_000)))
+    with pytest.raises(
+        MaskError, match=r"'huge' is an array \[40000, 40000\] of float32, which is too large to be passed on"
+    ):
+        npz.read(tmp_path / "m.npz", Naming(("cat",)))
+
+
+@pytest.mark.parametrize("kind", ["npz", "class-folder"])
+def test_maps_are_held_once(tmp_path: Path, kind: str) -> None:
+    count, height, width = 30, 300, 200
+    one = np.random.default_rng(0).random((height, width)).astype(np.float16)
+    if kind == "npz":
+        np.savez(tmp_path / "m", **{str(number): one for number in range(count)})  # type: ignore[arg-type]
+        reader, path = npz.read, tmp_path / "m.npz"
+    else:
+        for number in range(count):
+            np.save(tmp_path / f"{number}.npy", one)
+        reader, path = class_folder.read, tmp_path
+    tracemalloc.start()
+    try:
+        masks = reader(path, Naming(size=(height, width)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    whole = masks.probabilities.nbytes
+    assert whole == count * height * width * 4
+    assert whole < peak < 1.35 * whole
 
 
 def test_an_archive_of_the_background_alone_is_an_image_without_classes(tmp_path: Path) -> None:
@@ -214,6 +294,29 @@ def test_a_folder_comes_back_file_by_file(tmp_path: Path) -> None:
     class_folder.write(tmp_path / "out", masks.with_probabilities(1 - masks.probabilities))
     assert np.asarray(Image.open(tmp_path / "out" / "dog.png")).tolist() == [[255, 0, 255]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_files_that_were_not_asked_for_are_in_the_written_folder(tmp_path: Path) -> None:
+    source = class_folder_of(tmp_path / "source")
+    masks = class_folder.read(source, Naming(("dog",), size=(1, 3)))
+    class_folder.write(tmp_path / "out", masks.with_probabilities(np.ones((1, 1, 3), np.float32)))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["background.npy", "cat.png", "dog.png"]
+    assert (tmp_path / "out" / "cat.png").read_bytes() == (source / "cat.png").read_bytes()
+    assert np.asarray(Image.open(tmp_path / "out" / "dog.png")).tolist() == [[255, 255, 255]]
+    (source / "cat.png").unlink()
+    with pytest.raises(OutputError, match="No such file"):
+        class_folder.write(tmp_path / "again", masks)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    with pytest.raises(MaskError, match="the masks are 3x1 pixels, the image is 5x4"):
+        class_folder.read(source, Naming(size=(4, 5)))
+
+
+@pytest.mark.parametrize("name", ["../dog", "a/b", "nul\0"])
+def test_a_class_whose_name_is_none_for_a_file_is_not_written(tmp_path: Path, name: str) -> None:
+    masks = CoarseMasks((1, 2), ("cat", name), np.zeros((2, 2, 2), np.float32))
+    with pytest.raises(OutputError, match="cannot be the name of a file"):
+        class_folder.write(tmp_path / "out", masks)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_wanted_classes_of_a_folder_are_in_the_order_asked_for(tmp_path: Path) -> None:

@@ -149,6 +149,50 @@ def test_refined_probabilities_of_a_crf_sum_to_1_again(tmp_path: Path) -> None:
     assert (label_map(back.probabilities, "channel", back.background) == expected).all()
 
 
+def test_only_the_classes_asked_for_are_refined_and_the_others_stay(tmp_path: Path) -> None:
+    first, second, third = maps(3, 4, 5)
+    saved = {14: first, 2: second.astype(np.float64) / 3, 0: torch.from_numpy(third)}
+    save(tmp_path / "a.npy", saved)
+    masks = psa.read(tmp_path / "a.npy", Naming(("class1", "class 15"), TABLE, size=(4, 5)))
+    assert (masks.ids, masks.names) == ((1, 15), ("class1", "class15"))
+    refined = maps(2, 4, 5, seed=3)
+    psa.write(tmp_path / "b.npy", masks.with_probabilities(refined))
+    written = load(tmp_path / "b.npy")
+    assert list(written) == [14, 2, 0]
+    assert (written[14] == refined[1]).all()
+    assert written[2].dtype == np.float64
+    assert (written[2] == saved[2]).all()
+    assert torch.equal(written[0], torch.from_numpy(refined[0]))
+    with pytest.raises(MaskError, match=r"a\.npy: no class 'class9', it holds class15, class3, class1"):
+        psa.read(tmp_path / "a.npy", Naming(("class9",), TABLE))
+    with pytest.raises(MaskError, match="the masks are 5x4 pixels, the image is 5x5"):
+        psa.read(tmp_path / "a.npy", Naming(None, TABLE, size=(5, 5)))
+    # What was not asked for need not even be a probability.
+    save(tmp_path / "a.npy", {**saved, 2: np.full((4, 5), np.nan)})
+    assert psa.read(tmp_path / "a.npy", Naming(("class1",), TABLE)).names == ("class1",)
+
+
+def test_classes_of_a_crf_that_were_not_asked_for_keep_their_share(tmp_path: Path) -> None:
+    saved = crf_dict(3, 6, 7)
+    saved[4][0, 0], saved[0][0, 0], saved[1][0, 0], saved[7][0, 0] = 1.0, 0.0, 0.0, 0.0
+    save(tmp_path / "a.npy", saved)
+    masks = psa.read_crf(tmp_path / "a.npy", Naming(("class7", "class1"), TABLE))
+    assert masks.names == ("class7", "class1")
+    refined = maps(2, 6, 7, seed=3)
+    refined[:, 0, 1] = 0.0
+    psa.write_crf(tmp_path / "b.npy", masks.with_probabilities(refined))
+    assert recognised(tmp_path / "b.npy")[1] is not None
+    written = load(tmp_path / "b.npy")
+    assert list(written) == list(saved)
+    assert (written[4] == saved[4]).all()
+    assert written[0][0, 0] == written[1][0, 0] == written[7][0, 0] == 0.0
+    assert written[0][0, 1] == pytest.approx(1 - saved[4][0, 1], abs=1e-6)
+    assert np.allclose(written[7] * (refined[1] + saved[0]), refined[0] * (written[1] + written[0]), atol=1e-6)
+    save(tmp_path / "a.npy", {**saved, 4: saved[4] - 2})
+    with pytest.raises(MaskError, match=r"a\.npy, key 4.*values from"):
+        psa.read_crf(tmp_path / "a.npy", Naming(("class1",), TABLE))
+
+
 def test_masks_of_another_format_are_written_too(tmp_path: Path) -> None:
     masks = CoarseMasks((3,), ("x",), maps(1, 2, 3))
     psa.write(tmp_path / "a.npy", masks)

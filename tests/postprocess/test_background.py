@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from g4seg_trt.masks.labels import NO_BACKGROUND
 from g4seg_trt.postprocess.background import background_channel, under_rule
 from g4seg_trt.update import BackgroundRule, label_map
 
@@ -45,7 +46,23 @@ def test_the_label_map_is_the_argmax(case: tuple[Floats, BackgroundRule, Floats 
     assert result.shape == stack[1:].shape
     assert result.min() >= 0
     assert result.max() <= 1
-    assert (label_map(result, rule, background) == stack.argmax(axis=0)).all()
+    expected = stack.argmax(axis=0)
+    if background is not None:
+        certain = background == 1  # nothing is above it
+        expected[certain] = 0
+        assert (result[:, certain] < 1).all()
+    assert (label_map(result, rule, background) == expected).all()
+
+
+@unhurried
+@given(cases())
+def test_where_a_data_set_has_no_background_the_likeliest_class_has_every_pixel(case: tuple[Floats, Any, Any]) -> None:
+    stack, _, _ = case
+    classes = stack[1:]
+    result = under_rule(classes, stack[0], NO_BACKGROUND, None)
+    assert np.array_equal(result, classes)
+    assert result is not classes
+    assert (label_map(result, NO_BACKGROUND) == np.where(classes.any(axis=0), classes.argmax(axis=0) + 1, 0)).all()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +122,7 @@ def test_the_background_channel_meets_the_classes_where_the_rule_does(case: tupl
     largest = probabilities.max(axis=0)
     clear = np.abs(largest - channel) > 1e-5
     foreground = label_map(probabilities, rule, background) > 0
-    assert (foreground == (largest >= channel))[clear & (largest > 0)].all()
+    assert (foreground == (largest > channel))[clear & (largest > 0)].all()
 
 
 def test_the_background_channel_by_hand() -> None:

@@ -6,6 +6,7 @@ against it where it is installed.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import shutil
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from g4seg_trt.errors import ConfigError, MissingExtraError
+from g4seg_trt.masks.labels import NO_BACKGROUND
 from g4seg_trt.postprocess import CascadePsp, parse_post
 from g4seg_trt.update import BackgroundRule, label_map
 
@@ -107,6 +109,37 @@ def test_the_rule_decides_what_goes_in_and_what_comes_out(calls: Calls) -> None:
     taken = post.apply(image, probabilities, BackgroundRule("channel", 0.0), channel)
     assert [call["pixels"] for call in calls()[4:]] == [6]
     assert not taken[0].any()
+
+
+def test_without_background_no_pixel_becomes_background(calls: Calls) -> None:
+    image = np.zeros((3, 6, 3), dtype=np.uint8)
+    image[0], image[1], image[2] = (250, 0, 0), (90, 0, 0), (0, 90, 0)
+    probabilities = np.zeros((2, 3, 6), dtype=np.float32)
+    probabilities[0, :, :2], probabilities[1, :, 2:] = 0.4, 0.3
+    probabilities[0, 0, 2:] = 0.2
+    result = CascadePsp(device="cpu").apply(image, probabilities, NO_BACKGROUND)
+    assert [call["pixels"] for call in calls()[1:]] == [6, 12]
+    # In the first two rows the fake wants both classes everywhere, also where neither reaches a half; below none.
+    np.testing.assert_allclose(result[:, 1], 90 / 255, atol=0.005)
+    assert label_map(result, NO_BACKGROUND).tolist() == [[1] * 6, [1] * 6, [1, 1, 2, 2, 2, 2]]
+    assert not label_map(CascadePsp(device="cpu").apply(image, probabilities, HALF), HALF).any()
+
+
+def test_its_parameters_are_all_that_results_depend_on(calls: Calls, tmp_path: Path) -> None:
+    weights = tmp_path / "home" / ".segmentation-refinement" / "model"
+    found = CascadePsp(device="cpu").parameters()
+    assert found["weights sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert json.loads(json.dumps(found)) == found
+    assert CascadePsp(device="cpu").parameters() == found
+    assert CascadePsp(device="cuda").parameters() == CascadePsp(device="cuda:1").parameters()
+    for other in (CascadePsp(device="cpu", length=300), CascadePsp(device="cpu", fast=True), CascadePsp(device="cuda")):
+        assert other.parameters() != found
+    weights.write_text("others", encoding="utf-8")
+    assert CascadePsp(device="cpu").parameters() != found
+    weights.unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        CascadePsp(device="cpu").parameters()
+    assert calls() == [], "nothing is loaded for it"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1)])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from g4seg_trt.errors import ConfigError
+from g4seg_trt.masks.labels import NO_BACKGROUND
 from g4seg_trt.postprocess import DenseCrf
 from g4seg_trt.postprocess.crf import PRESETS
 from g4seg_trt.update import BackgroundRule, label_map
@@ -191,6 +192,19 @@ def test_a_confident_object_is_not_worn_away_under_a_constant() -> None:
     for threshold in (0.15, 0.5, 0.7):
         rule = BackgroundRule("constant", threshold)
         assert (label_map(DenseCrf("clip-es").apply(image, probabilities, rule), rule) == truth).all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_without_background_every_pixel_gets_a_class(preset: str) -> None:
+    truth = regions(24, 36)
+    image = picture(4, truth)
+    probabilities = np.zeros((2, 24, 36), dtype=np.float32)
+    probabilities[0, :, :6], probabilities[1, :, 30:] = 0.4, 0.4  # nothing is known of what lies between
+    labels = label_map(DenseCrf(preset).apply(image, probabilities, NO_BACKGROUND), NO_BACKGROUND)
+    assert labels.all()
+    assert (labels[:, :6] == 1).all()
+    assert (labels[:, 30:] == 2).all()
+    assert not label_map(DenseCrf(preset).apply(image, 0 * probabilities, HALF), HALF).any()
 
 
 def test_no_class_gives_no_class() -> None:

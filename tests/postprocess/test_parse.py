@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,9 @@ class Recorder(PostProcess):
     def name(self) -> str:
         return f"times:{self.factor}"
 
+    def parameters(self) -> dict[str, object]:
+        return {"factor": self.factor}
+
     def check(self) -> None: ...
 
     def _process(self, _, probabilities, rule, background):  # type: ignore[no-untyped-def]
@@ -49,6 +53,20 @@ def test_names_are_found_and_come_back(name: str) -> None:
 def test_every_process_knows_its_name() -> None:
     for name, make in PROCESSES.items():
         assert make().name == ("crf:clip-es" if name == "crf" else name)
+
+
+def test_parameters_are_what_json_gives_back_and_those_of_a_chain_are_told_apart() -> None:
+    for name, make in PROCESSES.items():
+        if not name.startswith("cascadepsp"):  # which hashes its weights
+            parameters = make().parameters()
+            assert parameters
+            assert json.loads(json.dumps(parameters)) == parameters
+    assert DenseCrf("irn").parameters() != DenseCrf("psa").parameters()
+    assert PostChain([Recorder(0.5), Pamr(), Recorder(0.25)]).parameters() == {
+        "1 factor": 0.5,
+        **{f"2 {name}": value for name, value in Pamr().parameters().items()},
+        "3 factor": 0.25,
+    }
 
 
 def test_chains() -> None:

@@ -224,6 +224,14 @@ def test_json_says_whether_0_is_background_and_knows_categories(tmp_path: Path) 
         table.entry(8, "x")
 
 
+def test_255_is_an_id_beside_larger_ones(tmp_path: Path) -> None:
+    table = ClassTable.read(written(tmp_path, "\n".join(f"c{n}" for n in range(1, 301))))
+    assert [entry.id for entry in table.classes] == list(range(1, 301))
+    assert table.entry(255, "x").name == "c255"
+    table = ClassTable.read(written(tmp_path, [{"id": 65534, "name": "cat"}, {"id": 255, "name": "dog"}]))
+    assert [entry.id for entry in table.classes] == [255, 65534]
+
+
 def test_a_colon_inside_a_word_belongs_to_the_name(tmp_path: Path) -> None:
     assert rows(ClassTable.read(written(tmp_path, "a:b\nc:d: e: f\n"))) == [(1, "a:b", "a:b"), (2, "c:d", "e: f")]
 
@@ -261,12 +269,13 @@ def test_names_come_before_prompts_and_both_before_other_spellings(tmp_path: Pat
         ([{"id": 1, "name": "cat"}, {"name": "dog"}], r', entry 2: the class has no "id"'),
         ([{"id": 1}], r', entry 1: the class has no "name"'),
         ([{"id": 1, "name": "cat", "colour": 3}], r", entry 1: unknown key 'colour'"),
-        ([{"id": 0, "name": "background"}], r", entry 1: id 0 is not a whole number from 1 to 65535"),
+        ([{"id": 0, "name": "background"}], r", entry 1: id 0 is not a whole number from 1 to 65534"),
         ([{"id": True, "name": "cat"}], r", entry 1: id True is not"),
         ([{"id": 1.0, "name": "cat"}], r", entry 1: id 1.0 is not"),
         ('[{"id": NaN, "name": "cat"}]', r", entry 1: id nan is not"),
-        ([{"id": 65536, "name": "cat"}], r", entry 1: id 65536 is not"),
+        ([{"id": 65535, "name": "cat"}], r", entry 1: id 65535 is not"),
         ([{"id": 255, "name": "cat"}], r", entry 1: id 255 stands for pixels that are ignored"),
+        ("\n".join(f"c{n}" for n in range(1, 256)), r", line 255: id 255 stands for pixels that are ignored"),
         ([{"id": 1, "name": "cat", "category": -1}], r", entry 1: category -1 is not"),
         ([{"id": 1, "name": "cat", "category": [1]}], r", entry 1: category \[1\] is not"),
         ([{"id": 1, "name": 5}], r", entry 1: class name 5 is a int"),

@@ -193,6 +193,17 @@ def test_a_position_is_uncertain_if_any_pixel_of_its_cell_is() -> None:
     assert uncertain_rows(4, 16, [1]) == [4, 5, 6, 7], "an image smaller than the grid"
 
 
+def test_a_score_changes_nothing_about_what_is_uncertain() -> None:
+    rows, columns = np.mgrid[:70, :50]
+    circle = ((rows - 35) ** 2 + (columns - 25) ** 2 < 300).astype(np.float32)
+    masks = {"circle": circle, "scored": circle * np.float32(0.8)}
+    with Refiner.from_engine("tiny") as refiner:
+        refiner.set_image(np.full((70, 50, 3), 90, np.uint8))
+        one, other = class_matches(masks, refiner.refine(masks, keep=NEEDED), refiner.config)
+    assert 0 < one.uncertain.sum() < one.uncertain.size / 2
+    assert np.array_equal(one.uncertain, other.uncertain)
+
+
 @pytest.mark.parametrize("resolution", ["grid", "pixel"])
 def test_of_a_refinement(resolution: str) -> None:
     rows, columns = np.mgrid[:70, :50]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,30 @@ def test_hard_masks_are_softened_and_said_so(make_refiner: Make, make_scene: Sce
     unsoftened = refiner.refine({"disc": hard}, config=RefineConfig(soften=0.0))
     assert np.array_equal(unsoftened.probabilities["disc"], hard.astype(np.float32))
     assert "range 0.2 to 0.6" in unsoftened.warnings[0]
+
+
+@pytest.mark.parametrize("resolution", ["grid", "pixel"])
+def test_the_score_of_a_hard_mask_is_a_factor_of_its_refinement(
+    make_refiner: Make, make_scene: Scene, resolution: str
+) -> None:
+    image, soft = make_scene(60, 80, shift=0.3)
+    hard = (soft >= 0.5).astype(np.float32)
+    refiner = make_refiner(beta=0.2, resolution=resolution)
+    refiner.set_image(image)
+    changes: tuple[dict[str, Any], ...] = ({}, {"soften": 0.05}, {"certainty_filter": None})
+    for config in (replace(refiner.config, **change) for change in changes):
+        expected = refiner.refine({"disc": hard}, config=config)
+        assert not np.array_equal(expected.probabilities["disc"], hard)
+        for score in (0.95, 0.55, 0.1):
+            factor = np.float32(score)
+            # The rule decides what is injected: here both masks have the same label map.
+            found = refiner.refine({"disc": hard * factor}, config=config, background="constant:0.1")
+            assert np.array_equal(found.probabilities["disc"], expected.probabilities["disc"] * factor)
+            assert (found.softened, found.warnings) == (expected.softened, expected.warnings)
+    unsoftened = replace(refiner.config, soften=0.0, certainty_filter=(0.4, 0.6))
+    halved = (hard * 0.5).astype(np.float32)
+    found = refiner.refine({"disc": halved}, config=unsoftened, background="constant:0.1")
+    assert not np.array_equal(found.probabilities["disc"], halved), "what the filter lets change does"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from g4seg_trt.soften import soften, softening
+from g4seg_trt.soften import soften, softening, unscored
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -64,6 +64,33 @@ def test_two_valued_masks_are_softened_and_others_are_not() -> None:
     assert softening(soft, None) == 0.0
     assert softening(soft, 0.1) == 0.1
     assert softening(hard, 0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("values", "score"),
+    [
+        ([0, 0.9, 0.9], 0.9),
+        ([0.9, 0], 0.9),
+        ([0, 1e-30, 0], 1e-30),
+        ([0, 1, 0], 1),
+        ([0, 0.9, 0.8], None),
+        ([0, 1, 0.9], None),
+        ([0.1, 0.9, 0.9], None),
+        ([0.9, 0.9], None),
+        ([0, 0], None),
+    ],
+)
+def test_a_mask_with_a_score_is_that_of_0_and_1_times_the_score(values: list[float], score: float | None) -> None:
+    mask = np.array([values], dtype=np.float32)
+    shape, found = unscored(mask)
+    assert np.array_equal(shape * np.float32(found), mask)
+    if score is None:
+        assert found == 1
+        assert shape is mask
+    else:
+        assert found == np.float32(score)
+        assert np.array_equal(shape, (mask > 0).astype(np.float32))
+        assert softening(shape, None) == 0.02
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.3])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -131,6 +131,44 @@ def test_channel_rule() -> None:
     assert label_map(stack, "channel", background).tolist() == [[1, 0, 0]]
     with pytest.raises(ConfigError, match='"background"'):
         label_map(stack, "channel")
+
+
+def with_ties(count: Any) -> st.SearchStrategy[Floats]:
+    """[count,H,W] of so few values that ties, between classes and with the background, are the rule."""
+    values = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
+    return st.tuples(count, sides, sides).flatmap(lambda shape: arrays(np.float32, shape, elements=values))
+
+
+@settings(deadline=None)
+@given(with_ties(st.integers(2, 5)))
+def test_a_channel_is_the_first_of_an_argmax(stack: Floats) -> None:
+    assert np.array_equal(label_map(stack[1:], "channel", stack[0]), stack.argmax(axis=0))
+
+
+@settings(deadline=None)
+@given(with_ties(st.integers(1, 4)), st.sampled_from([0.5, 1.0, 2.0, 3.0]))
+def test_a_power_is_the_first_of_an_argmax(stack: Floats, power: float) -> None:
+    # Exact in float32 but for 3 ** 0.5 / 2, which is no tie.
+    background = np.power(1 - stack.max(axis=0, keepdims=True).astype(np.float64), power)
+    expected = np.concatenate((background, stack)).argmax(axis=0)
+    assert np.array_equal(label_map(stack, f"power:{power}"), expected)
+
+
+@settings(deadline=None)
+@given(with_ties(st.integers(1, 4)), st.sampled_from([0.25, 0.5, 1.0]))
+def test_a_constant_is_reached(stack: Floats, threshold: float) -> None:
+    # As mmsegmentation: the argmax over the classes, 0 where the largest is below the threshold.
+    expected = np.where(stack.max(axis=0) < threshold, 0, stack.argmax(axis=0) + 1)
+    assert np.array_equal(label_map(stack, f"constant:{threshold}"), expected)
+
+
+def test_ties_with_the_background_by_hand() -> None:
+    half = np.full((1, 1), 0.5, dtype=np.float32)
+    assert label_map([half], "constant:0.5").tolist() == [[1]]
+    assert label_map([half], "power:1").tolist() == [[0]]
+    assert label_map([half], "channel", half).tolist() == [[0]]
+    assert label_map([half], "channel", np.nextafter(half, np.float32(0))).tolist() == [[1]]
+    assert label_map([half * 2], "channel", half * 2).tolist() == [[0]]
 
 
 @pytest.mark.parametrize("rule", ["constant:1e-30", "power:1", "channel"])
