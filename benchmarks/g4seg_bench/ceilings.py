@@ -97,7 +97,7 @@ def measure_ceilings(device: str, threads: int) -> Ceilings:
             if not cuda:
                 candidates += [_convolution(dtype, *shape) for shape in CPU_CONVOLUTIONS]
             best = _best(candidates, timer, SECONDS)
-            gflops[name] = round(best.gflops, 1)
+            gflops[name] = round(best.gflops, 3)
             notes.append(f"{name}: {best.label} is fastest")
         copy_gb_s, buffer = _copy_rate(device, timer)
     notes.append(f"copy: {buffer / 2**20:.0f} MiB, bytes read and written")

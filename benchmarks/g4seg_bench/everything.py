@@ -55,12 +55,14 @@ class Step:
 def small_steps(results: Path) -> Iterator[Step]:
     """What needs no engine but the embedded one."""
     # As g4seg-refine sets it before it imports numpy, which the benchmark has done by then.
-    yield Step("folder", _module("folder", results), environment={"OPENBLAS_NUM_THREADS": "1"})
+    one_thread = {"OPENBLAS_NUM_THREADS": "1"}
+    for name in ("folder", "bookkeeping"):
+        yield Step(name, _module(name, results), environment=one_thread)
     for name in ("commands", "correspondence", "quality", "evaluation"):
         yield Step(name, _module(name, results))
     for name, module, extra in (("baselines", "pydensecrf", "crf"), ("ray_scaling", "ray", "ray")):
         missing = "" if find_spec(module) else f"{module} is not installed: pip install 'g4seg-trt[{extra}]'"
-        yield Step(name, _module(name, results), missing)
+        yield Step(name, _module(name, results), missing, one_thread)
     yield Step("accuracy", _module("accuracy", results, "--sides", ",".join(_sides())), _without_openvino())
     yield Step("int8_tiny", _module("int8", results, "--engine", "tiny", record="int8_tiny"), _without_nncf())
     no_gpu = "" if driver_cuda() is not None else "no NVIDIA driver was found"

@@ -109,6 +109,50 @@ def int8(path: Path) -> Table:
         return Table("int8", ("network", "form", "s", "relative error", "same label, % of pixels"), tuple(rows))
 
 
+def baselines(path: Path) -> Table:
+    """Mean IoU of every way, its gain and the share of masks made worse."""
+    with _fields(path, "baselines") as data:
+        rows = []
+        for name, groups in data["methods"].items():
+            one = groups["all"]
+            gain = f"{one['gain']:+.2f} ± {one['gain_error']:.2f}", f"{one['worse_percent']:.0f} %"
+            rows.append((name, f"{one['after']:.1f}", *(gain if name != "coarse" else ("", ""))))
+        return Table("Baselines", ("", "mean IoU", "gain, points", "made worse"), tuple(rows))
+
+
+def folder(path: Path) -> Table:
+    """Images a second of a folder run at each batch size, and how many times as many as one by one."""
+    with _fields(path, "folder") as data:
+        sizes: Mapping[str, Mapping[str, Any]] = data["sizes"]
+        batch_sizes = list(next(iter(sizes.values()))["folder"])
+        head = ("side, pixels", "one by one, images/s", *(f"folder, batch size {number}" for number in batch_sizes))
+        rows = []
+        for size, found in sizes.items():
+            speeds = (
+                f"{data['count'] / one['median']['total']:.1f} ({one['ratio']:.2f} times)"
+                for one in (found["folder"][number] for number in batch_sizes)
+            )
+            rows.append((size, f"{data['count'] / found['single']['median']['total']:.1f}", *speeds))
+        return Table("Folders", head, tuple(rows))
+
+
+def ray_scaling(path: Path) -> Table:
+    """Images a second of workers and processes, and how they compute."""
+    with _fields(path, "ray-scaling") as data:
+        rows = [
+            (
+                name,
+                f"{side['median']['images_per_s']:.1f}",
+                f"{side['median']['compute_ms']:.0f}",
+                f"{100 * side['median']['computing_share']:.0f} %",
+            )
+            for name, side in data["sides"].items()
+        ]
+        return Table(
+            "Ray", ("", "images/s", "compute of an image, ms", "share of the time that they compute"), tuple(rows)
+        )
+
+
 @contextmanager
 def _fields(path: Path, benchmark: str) -> Iterator[Mapping[str, Any]]:
     """A benchmark's record; one line if the block does not find in it what it looks for."""
@@ -128,6 +172,9 @@ TABLES: Mapping[str, Callable[[Path], Table]] = {
     "accuracy": accuracy,
     "vae-layouts": vae_layouts,
     "int8": int8,
+    "baselines": baselines,
+    "folder": folder,
+    "ray-scaling": ray_scaling,
 }
 """Name in the marker -> what makes the table from the record's path."""
 

@@ -58,7 +58,7 @@ def test_one_that_fails_does_not_end_the_others(ran: list[str], capsys: pytest.C
 def test_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "abacus"])
-    assert "--only abacus: choose from folder, commands" in capsys.readouterr().err
+    assert "--only abacus: choose from folder, bookkeeping, commands" in capsys.readouterr().err
 
 
 def test_every_command_line_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

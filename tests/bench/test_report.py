@@ -1,4 +1,4 @@
-"""Reports and README tables from a record with everything in it, and from records that are not what they should be."""
+"""Reports from a record with everything in it, and from records that are not what they should be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import copy
 import json
 import re
-import shutil
 import sys
 from base64 import b64decode
 from html.parser import HTMLParser
@@ -18,116 +17,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from g4seg_bench import readme
 from g4seg_bench.latency_record import read_latency_record
 from g4seg_bench.plots import PLOTS
 from g4seg_bench.report import add_report_arguments, markdown, run_report
 from g4seg_bench.report_html import page
 from g4seg_bench.tables import all_tables, seconds
 from g4seg_engine.errors import G4SegError, MissingExtraError
-
-STAGES = {
-    "text": 0.28,
-    "vae_encoder": 5.67,
-    "unet": 4.42,
-    "vae_decoder": 11.87,
-    "image_encoder": 2.27,
-    "correspondence": 0.012,
-    "rest": 0.014,
-}
-
-
-def _side(times: float, role: str, backend: str, precision: str) -> dict[str, Any]:
-    stages = {**STAGES, "total": sum(STAGES.values())}
-    shares = (("min", 0.9), ("p20", 0.95), ("median", 1.0), ("p80", 1.1))
-    return {
-        "backend": backend,
-        "compute_precision": precision,
-        "device": "cpu",
-        "role": role,
-        "runs": [{stage: times * seconds for stage, seconds in stages.items()}],
-        "stages": {
-            stage: {name: times * seconds * share for name, share in shares} for stage, seconds in stages.items()
-        },
-        "masks_per_second": 1 / (times * stages["total"]),
-        "peak_mb": 7612.3 * times,
-        "device_mb": None,
-        "floors": {"unet": 3.21, "total": 18.0, "rest": None},
-        "shares": {"unet": 0.726, "total": 0.75, "rest": None},
-        "cold_start": {
-            kind: {"ready": [3.0 * (i + 1)], "mask": [40.0 + i, 42.0 + i]} for i, kind in enumerate(("first", "second"))
-        },
-        "difference": None,
-    }
-
-
-def latency_record() -> dict[str, Any]:
-    """Two engines and a baseline."""
-    sides = {
-        "openvino bf16": _side(0.5, "engine", "openvino", "bf16"),
-        "onnxruntime": _side(1.0, "engine", "onnxruntime", "fp32"),
-        "eager": _side(1.5, "baseline", "torch", "fp32"),
-    }
-    sides["eager"]["cold_start"] = sides["eager"]["floors"] = sides["eager"]["shares"] = None
-    return {
-        "benchmark": "latency",
-        "schema": 3,
-        "environment": {"date": "2026-01-02T03:04:05Z", "processor": "Some CPU", "memory_mb": 8000, "gpu": None},
-        "engine": {
-            "model": "random:sd21-base",
-            "manifest_sha256": "ab" * 32,
-            "precision": "fp32",
-            "square": 512,
-            "form": "folded",
-            "vae": None,
-        },
-        "settings": {"classes": 1, "batch_size": 1, "threads": 2, "warmup": 1, "runs": 3, "config": {"beta": 0.8}},
-        "ceilings": {"gflops": {"fp32": 181.2, "bf16": 393.1}, "copy_gb_s": 24.5, "notes": ["fp16 left out: slow"]},
-        "work": {
-            "unet": {
-                "convolution": 3.8e11,
-                "product": 2.6e11,
-                "attention": 1.27e11,
-                "weight_bytes": 3_566_227_736,
-                "activation_bytes": 1_782_678_016,
-            }
-        },
-        "sides": sides,
-        "ratios": {
-            "openvino bf16": {"baseline": "eager", "pairs": [3.0, 2.9, 3.2], "median": 3.0, "min": 2.9, "max": 3.2},
-            "onnxruntime": {"baseline": "eager", "pairs": [1.5, 1.4, 1.51], "median": 1.5, "min": 1.4, "max": 1.51},
-        },
-        "safe": True,
-        "unsafe_reason": None,
-        "noise": {"openvino bf16": 0.031, "onnxruntime": 0.02, "eager": 0.04},
-        "scaling": {
-            "classes": [
-                {"side": "onnxruntime", "classes": 4, "runs": [83.0, 81.0, 84.5]},
-                {"side": "onnxruntime", "classes": 1, "runs": [24.5]},
-                {"side": "openvino bf16", "classes": 1, "runs": [12.3]},
-            ],
-            "batch": [{"side": "onnxruntime", "batch_size": 2, "runs": [45.0]}],
-            "threads": [],
-            "square": [{"side": "eager", "square": 768, "runs": [99.0]}],
-            "slopes": {"classes": {"onnxruntime": 19.5, "openvino bf16": None}},
-        },
-    }
+from tests.bench.latency_records import cells, latency_record, save
 
 
 def report(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
     add_report_arguments(parser)
     return run_report(parser.parse_args(list(map(str, arguments))))
-
-
-def save(path: Path, record: Any) -> Path:
-    path.write_text(json.dumps(record), encoding="utf-8")
-    return path
-
-
-def cells(text: str) -> list[list[str]]:
-    """The rows of all Markdown tables."""
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
 
 
 class Page(HTMLParser):
@@ -365,148 +267,3 @@ def test_odd_figures_can_be_drawn(tmp_path: Path, factor: float) -> None:
 def test_seconds_have_three_digits() -> None:
     shown = [seconds(value) for value in (0.0, 5e-5, 0.00123, 0.28, 5.0, 24.56, 99.97, 123.4)]
     assert shown == ["0", "0.000050", "0.00123", "0.280", "5.00", "24.6", "100", "123"]
-
-
-README = """# Title
-
-<!-- table: latency from results/latency.json -->
-| old |
-<!-- end table -->
-text
-<!-- table: scaling from results/latency.json -->
-<!-- end table -->
-<!-- table: cold-start from results/latency.json -->
-<!-- end table -->
-
-  <!-- table: accuracy from results/accuracy.json -->
-<!-- end table -->
-<!-- table: vae-layouts from results/layouts.json -->
-<!-- end table -->
-<!-- table: int8 from results/int8.json -->
-<!-- end table -->
-last line"""
-
-ACCURACY: dict[str, Any] = {
-    "benchmark": "accuracy",
-    "eager": {"gain": 1.5, "gain_error": 0.3},
-    "sides": {
-        "openvino:bf16": {
-            "labels_percent": 99.9512,
-            "matches_percent": 94.26,
-            "gain": 1.46,
-            "gain_difference": -0.04,
-            "gain_difference_error": 0.06,
-            "accurate": True,
-        }
-    },
-}
-LAYOUTS: dict[str, Any] = {
-    "benchmark": "vae layouts",
-    "networks": {
-        name: {
-            "eager": {"median": 2.0, "ratio": 1.0, "difference": 0.0},
-            "openvino": {"median": 0.5, "ratio": 4.0, "difference": 1.2e-2},
-        }
-        for name in ("vae_encoder", "vae_decoder")
-    },
-}
-INT8: dict[str, Any] = {
-    "benchmark": "int8",
-    "networks": {
-        "unet": {"seconds": {"fp32": 4.0, "int8": 1.25}, "relative_error": {"int8": 0.0228}, "unsafe": "it spreads"}
-    },
-    "masks": {"per network": {"unet": {"labels_percent": 99.912}}},
-}
-
-
-@pytest.fixture
-def readme_file(tmp_path: Path) -> Path:
-    (tmp_path / "results").mkdir()
-    save(tmp_path / "results" / "latency.json", latency_record())
-    for name, record in (("accuracy", ACCURACY), ("layouts", LAYOUTS), ("int8", INT8)):
-        save(tmp_path / "results" / f"{name}.json", record)
-    file = tmp_path / "README.md"
-    file.write_text(README, encoding="utf-8")
-    return file
-
-
-def test_the_readme_s_tables_are_made_from_records(readme_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert readme.main(["--file", str(readme_file), "--check"]) == 1
-    said = capsys.readouterr().err
-    for name in readme.TABLES:
-        assert f"README.md: the table {name} from results/" in said
-    assert readme_file.read_text(encoding="utf-8") == README, "a check writes nothing"
-
-    assert readme.main(["--file", str(readme_file)]) == 0
-    text = readme_file.read_text(encoding="utf-8")
-    rows = cells(text)
-    assert ["old"] not in rows
-    assert ["VAE decode", "5.93", "11.9", "17.8"] in rows
-    assert ["batch size, s for each mask: 2", "", "45.0", ""] in rows
-    assert ["openvino bf16", "first start", "3.00", "41.0 (40.0 to 42.0)"] in rows
-    assert ["openvino:bf16", "99.951", "94.3", "+1.46", "-0.04 ± 0.06", "yes"] in rows
-    assert ["openvino", "0.50", "4.00", "1e-02", "0.50", "4.00", "1e-02"] in rows
-    assert ["unet (unsafe to compare)", "int8", "1.25", "2.3e-02", "99.91"] in rows
-    kept = [line for line in text.splitlines() if not line.startswith("|")]
-    assert kept == [line for line in README.splitlines() if not line.startswith("|")]
-    assert not text.endswith("\n"), "nothing outside the tables changes"
-    capsys.readouterr()
-    assert readme.main(["--file", str(readme_file), "--check"]) == 0
-    assert capsys.readouterr().err == ""
-
-
-def test_a_check_names_the_table_that_differs(readme_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert readme.main(["--file", str(readme_file)]) == 0
-    text = readme_file.read_text(encoding="utf-8")
-    readme_file.write_text(text.replace("99.951", "99.999"), encoding="utf-8")
-    capsys.readouterr()
-    assert readme.main(["--file", str(readme_file), "--check"]) == 1
-    said = capsys.readouterr().err
-    assert "the table accuracy from results/accuracy.json differs from its record" in said
-    assert "latency" not in said
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("<!-- table: speed from a.json -->\n<!-- end table -->", "no table 'speed', expected latency, scaling"),
-        ("<!-- table: latency from none.json -->\n<!-- end table -->", "none.json cannot be read"),
-        ("<!-- table: latency from ../a.json -->\n<!-- end table -->", "lies outside the repository"),
-        ("<!-- table: accuracy from results/latency.json -->\n<!-- end table -->", "none of the benchmark accuracy"),
-        ("<!-- table: latency from a.json -->\n| a |", "is not closed"),
-        ("<!-- table: latency from a.json -->\n" * 2 + "<!-- end table -->", "is not closed"),
-        ("text\n<!-- end table -->", "has no partner"),
-        ("<!-- table: latency -->\n<!-- end table -->", "has no partner"),
-    ],
-)
-def test_bad_markers_change_nothing(
-    readme_file: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    readme_file.write_text(text, encoding="utf-8")
-    assert readme.main(["--file", str(readme_file)]) == 1
-    assert said in capsys.readouterr().err
-    assert readme_file.read_text(encoding="utf-8") == text
-
-
-def test_records_without_the_figures_of_a_table(readme_file: Path) -> None:
-    bare = latency_record() | {"scaling": None}
-    for side in bare["sides"].values():
-        side["cold_start"] = None
-    file = save(readme_file.parent / "results" / "latency.json", bare)
-    with pytest.raises(G4SegError, match="has no scaling"):
-        readme.scaling(file)
-    with pytest.raises(G4SegError, match="has no cold starts"):
-        readme.cold_start(file)
-    broken: dict[str, Any]
-    for broken in ({"sides": 3}, {"sides": {"a": {}}}, {"sides": {"a": None}}):
-        save(file, ACCURACY | broken)
-        with pytest.raises(G4SegError, match="a figure is missing or none"):
-            readme.accuracy(file)
-
-
-def test_the_project_s_readme_agrees_with_its_records(tmp_path: Path) -> None:
-    """On a copy; it may have no table yet."""
-    root = Path(readme.__file__).parents[2]
-    shutil.copytree(root / "benchmarks" / "results", tmp_path / "benchmarks" / "results")
-    shutil.copy(root / "README.md", tmp_path)
-    assert readme.main(["--file", str(tmp_path / "README.md"), "--check"]) == 0
