@@ -24,8 +24,11 @@ $(VENV)/.torch: constraints.txt | $(VENV)/.created
 	$(PIP) install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
 	touch $@
 
+# PyPI has only the source of DenseCRF (the extra crf), which takes a C++ compiler.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.torch
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[crf]' || \
+		echo "DenseCRF was not installed: the tests of --post crf will be skipped" >&2
 	touch $@ $(VENV)/.cpu
 
 # Names of TensorRT's API, to hold ours against; TensorRT itself is not installed.

@@ -138,7 +138,7 @@ def watched(engine: str, root: Path, output: Path, number: int) -> list[tuple[in
     if not Path("/proc/self/statm").exists():
         raise G4SegError("the memory of a process is read from /proc, which this system does not have")
     arguments = ["--engine", engine, "--images", root / "images", "--masks", root / "masks"]
-    arguments += ["--classes", root / "classes.json", "--output", output, "--json", root / "report.json"]
+    arguments += ["--classes", root / "classes.json", "--output", output]  # a JSON report would hold every image
     page = os.sysconf("SC_PAGE_SIZE")
     seen: list[tuple[int, float]] = []
     with TemporaryFile() as errors, tqdm(total=number, desc="image", file=sys.stderr) as bar:

@@ -20,6 +20,7 @@ from g4seg_bench.latency_record import read_latency_record
 from g4seg_bench.record import read_json
 from g4seg_bench.tables import Table, cold_start_table, median_table, scaling_table
 from g4seg_engine.errors import G4SegError
+from g4seg_export.tiny.scenes import KINDS
 from g4seg_trt.atomic import atomic_file, reason
 from g4seg_trt.cli.common import DONE, USER_ERROR, new_parser, run, say
 
@@ -110,14 +111,19 @@ def int8(path: Path) -> Table:
 
 
 def baselines(path: Path) -> Table:
-    """Mean IoU of every way, its gain and the share of masks made worse."""
+    """Mean IoU of every way, its gain on all scenes and by their kind, and the share of masks made worse."""
     with _fields(path, "baselines") as data:
-        rows = []
-        for name, groups in data["methods"].items():
-            one = groups["all"]
-            gain = f"{one['gain']:+.2f} ± {one['gain_error']:.2f}", f"{one['worse_percent']:.0f} %"
-            rows.append((name, f"{one['after']:.1f}", *(gain if name != "coarse" else ("", ""))))
-        return Table("Baselines", ("", "mean IoU", "gain, points", "made worse"), tuple(rows))
+        methods: Mapping[str, Mapping[str, Mapping[str, float]]] = data["methods"]
+        kinds = [kind for kind in KINDS if kind in methods["coarse"]]
+        rows = [("coarse", f"{methods['coarse']['all']['after']:.1f}", *[""] * (2 + len(kinds)))]
+        for name in filter("coarse".__ne__, methods):
+            one = methods[name]["all"]
+            gains = (
+                f"{one['gain']:+.2f} ± {one['gain_error']:.2f}",
+                *(f"{methods[name][kind]['gain']:+.2f}" for kind in kinds),
+            )
+            rows.append((name, f"{one['after']:.1f}", *gains, f"{one['worse_percent']:.0f} %"))
+        return Table("Baselines", ("", "mean IoU", "gain, points", *kinds, "made worse"), tuple(rows))
 
 
 def folder(path: Path) -> Table:
