@@ -114,8 +114,8 @@ def draw_matches(image: Bytes, classes: Sequence[ClassMatches]) -> Bytes:
 
 
 def _uncertain(given: Floats, softened: float, config: RefineConfig) -> Bools:
-    """bool [H,W]: the pixels in the certainty filter, which sees the mask without its score and as it was softened."""
-    shape, _ = unscored(given)
+    """bool [H,W]: the pixels in the certainty filter, which sees a mask as it was softened, without its score then."""
+    shape, _ = unscored(given, config.soften)
     probability = soften(shape, softened) if softened else shape
     passed: Bools = in_filter(probability, config.certainty_filter)
     return passed

@@ -131,8 +131,7 @@ def prepare_masks(
 def _prepare(
     name: str, prompt: Prompt, given: Floats, binary: Bools, dims: ModelDims, config: RefineConfig
 ) -> PreparedClass:
-    # Whoever wants no softening has a mask of two values as it is, with the filter deciding what may change.
-    shape, score = (given, 1.0) if config.soften == 0 else unscored(given)
+    shape, score = unscored(given, config.soften)
     share = softening(shape, config.soften)
     probability = soften(shape, share) if share else shape
     mask = injected_mask(binary, dims.latent_size)

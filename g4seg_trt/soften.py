@@ -14,16 +14,19 @@ _BLOCK = 256
 _SMALLEST = 0.1  # pixels: below it the neighbours' weights vanish in float32
 
 
-def unscored(probability: Floats) -> tuple[Floats, float]:
+def unscored(probability: Floats, soften: float | None) -> tuple[Floats, float]:
     """The shape of a hard mask, and the score that all of the object has: 1, or what a detector gave it.
 
     Args:
         probability: float32 [H,W] in [0,1].
+        soften: RefineConfig.soften; with 0 the mask is taken as it is, and the filter alone decides what may change.
 
     Returns:
         For a mask of two values, 0 and one other, the same as 0 and 1, and that other value: their product is the mask,
-        bit for bit. Any other mask as it is, and 1.
+        bit for bit. Any other mask as it is, and 1; so is every mask that is not to be softened.
     """
+    if soften == 0:
+        return probability, 1.0
     highest = probability.max()
     if highest == 1.0 or probability.min() != 0.0 or highest == 0.0:
         return probability, 1.0

@@ -16,6 +16,9 @@ from g4seg_trt.geometry import upsample_residual
 BACKGROUND = "background"
 """The name of the mask that the background rule `channel` takes."""
 
+LIKELIEST = float(np.finfo(np.float32).tiny)
+"""The constant below which there is next to nothing: with it every pixel gets its likeliest class."""
+
 RULES = "constant:T with T above 0 and up to 1, power:P with P above 0, or channel"
 
 
@@ -105,7 +108,12 @@ class BackgroundRule:
             raise ConfigError(f"background rule {self}, allowed: {RULES}")
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "channel" else f"{self.kind}:{self.value:g}"
+        """As `parse` takes it, two rules never alike; "none" for LIKELIEST, the rule where there is no background."""
+        if self.kind == "channel":
+            return self.kind
+        if (self.kind, self.value) == ("constant", LIKELIEST):
+            return "none"
+        return f"{self.kind}:{float(self.value)!r}".removesuffix(".0")
 
     @classmethod
     def of(cls, rule: BackgroundRule | str) -> BackgroundRule:

@@ -60,9 +60,11 @@ def small_steps(results: Path) -> Iterator[Step]:
         yield Step(name, _module(name, results), environment=one_thread)
     for name in ("commands", "correspondence", "quality", "evaluation"):
         yield Step(name, _module(name, results))
-    for name, module, extra in (("baselines", "pydensecrf", "crf"), ("ray_scaling", "ray", "ray")):
-        missing = "" if find_spec(module) else f"{module} is not installed: pip install 'g4seg-trt[{extra}]'"
-        yield Step(name, _module(name, results), missing, one_thread)
+    baselines = {"baselines": ("--count", "300"), "baselines_256": ("--size", "256")}
+    for name, arguments in baselines.items():
+        yield Step(name, _module("baselines", results, *arguments, record=name), _without("pydensecrf", "crf"))
+    ray_scaling = _module("ray_scaling", results, "--runs", "5")
+    yield Step("ray_scaling", ray_scaling, _without("ray", "ray"), one_thread)
     yield Step("accuracy", _module("accuracy", results, "--sides", ",".join(_sides())), _without_openvino())
     yield Step("int8_tiny", _module("int8", results, "--engine", "tiny", record="int8_tiny"), _without_nncf())
     no_gpu = "" if driver_cuda() is not None else "no NVIDIA driver was found"
@@ -123,8 +125,12 @@ def _compared() -> dict[str, list[str]]:
     }
 
 
+def _without(module: str, extra: str) -> str:
+    return "" if find_spec(module) else f"{module} is not installed: pip install 'g4seg-trt[{extra}]'"
+
+
 def _without_openvino() -> str:
-    return "" if find_spec("openvino") else "openvino is not installed: pip install 'g4seg-trt[openvino]'"
+    return _without("openvino", "openvino")
 
 
 def _without_nncf() -> str:

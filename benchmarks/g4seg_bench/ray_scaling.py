@@ -105,8 +105,11 @@ def in_processes(
     try:
         for _ in range(len(source)):
             yield _next(results, processes)
+        for process in processes:
+            process.join()
     finally:
         for process in processes:
+            process.terminate()  # one that hands over what nobody takes any more would not end
             process.join()
 
 

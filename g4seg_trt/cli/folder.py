@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, redirect_stdout
 from dataclasses import asdict
 from functools import partial
@@ -33,12 +33,12 @@ from g4seg_trt.cli.signals import asked_to_end
 from g4seg_trt.cli.tally import MOST_IMAGES, Tally
 from g4seg_trt.cluster.refiner import RayRefiner
 from g4seg_trt.config import RefineConfig
-from g4seg_trt.dataset.collected import Collected, collected_file, write_collected
+from g4seg_trt.dataset.collected import Collected, collected_file, collected_files, write_collected
 from g4seg_trt.dataset.folder import OutputFolder, check_output
 from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.names import check_names, read_classes, read_list
 from g4seg_trt.dataset.result import Result
-from g4seg_trt.dataset.run import refine_items
+from g4seg_trt.dataset.run import make_plan, refine_items
 from g4seg_trt.dataset.settings import RunOptions, differences, run_settings
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.dataset.untouched import Untouched
@@ -94,17 +94,17 @@ def refine_folder(arguments: argparse.Namespace) -> int:
                 say_note(refiner)
             _say_changes(folder, settings, one_of_many=arguments.shard is not None)
             options = RunOptions(config or RefineConfig(), rule, stopped=asked, post=post, compare=compare)
-            collected, there = None, collected_file(source, layout)
-            outdated = there if there is not None and there.exists() else None
+            collected, there = None, collected_files(layout)
             try:
                 refine = refiner.refine_items if isinstance(refiner, RayRefiner) else partial(refine_items, refiner)
                 with closing(refine(source, settings, options, folder)) as results:
                     _follow(results, source, tally, page)
                 if not asked():
-                    collected = write_collected(source, layout, tally.lost, rule)
+                    plan = make_plan(source, settings, options, layout)
+                    collected = write_collected(source, plan, folder.records, tally.lost)
             except G4SegError as error:
                 stopped_by = error
-            _say_collected(collected, outdated)
+            _say_collected(collected, [path for path in there if not path.exists()], collected_file(source, layout))
             interrupted = asked()
     tally.timings["total"] = perf_counter() - start
     tally.sort()
@@ -174,7 +174,7 @@ def _check_reports(arguments: argparse.Namespace, source: DatasetSource, layout:
         paths.append(page.path)
     folders = {folder.resolve(): folder for folder in (*layout.all_folders(), layout.records)}
     for path in paths:
-        if path.parent != layout.root or layout.root.exists():  # it is made later
+        if path.parent.resolve() != layout.root.resolve() or layout.root.exists():  # it is made later
             check_writable(path)
         taken = folders.get(path.resolve()) or folders.get(path.parent.resolve())
         if taken is not None:
@@ -219,13 +219,11 @@ def _say_changes(folder: OutputFolder, now: Mapping[str, Any], *, one_of_many: b
         )
 
 
-def _say_collected(collected: Collected | None, outdated: Path | None) -> None:
-    """Whose masks are in the file of all images as they came, or that there is none any more."""
-    if outdated is not None and not outdated.exists():
-        say(
-            f"warning: {outdated} was of results that have changed and is removed: --resume with neither --shard nor "
-            "--limit writes it again"
-        )
+def _say_collected(collected: Collected | None, removed: Iterable[Path], own: Path | None) -> None:
+    """Whose masks are in the file of all images as they came, or that there is none any more, or none of that name."""
+    for path in removed:
+        again = ": --resume with neither --shard nor --limit writes it again" if path == own else ""
+        say(f"warning: {path} was of results that have changed and is removed{again}")
     if collected is not None and collected.unrefined:
         first, number = collected.unrefined[0], len(collected.unrefined)
         say(f"warning: {collected.path} has the masks of {number} images as they came (first: {first}): not refined")

@@ -206,7 +206,8 @@ def _check_steps(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     """What is done to the masks, and what each of it needs."""
     if arguments.no_refine:
         if arguments.post is None and arguments.compare is None:
-            parser.error("--no-refine goes with --post or --compare: nothing else is left to do")
+            others = "--post" if arguments.image is not None else "--post or --compare"
+            parser.error(f"--no-refine goes with {others}: nothing else is left to do")
         if arguments.matches is not None:
             parser.error("--matches shows what a refinement matched: leave out --no-refine")
         if arguments.ray is not None:

@@ -223,7 +223,7 @@ class RayRefiner:
         self, source: DatasetSource, settings: Mapping[str, Any], options: RunOptions, folder: OutputFolder
     ) -> Generator[Result, None, None]:
         """As g4seg_trt.dataset.run.refine_items, in any order; raises ClusterError too."""
-        records, told = folder.records, recorder(folder, source)
+        records, told = folder.records, recorder(folder)
         with Permit.issue(folder.layout.records) as permit:
             work = Assignment(
                 self._engine,
@@ -255,7 +255,10 @@ class RayRefiner:
                             told.add(outcome.record)
                         yield outcome
             del recorded
-            rows = [(place, bare_record(records.find(stems[place]))) for place in sorted(todo)]
+            rows = [
+                (place, bare_record(records.find(stems[place]), withdrawn=records.was_withdrawn(stems[place])))
+                for place in sorted(todo)
+            ]
             with closing(self._outcomes(RefiningWorker, rows, work, options.stopped)) as results:
                 for outcome in results:
                     if isinstance(outcome, Todo):

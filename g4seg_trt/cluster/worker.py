@@ -169,8 +169,9 @@ class Worker:
             yield Ended(import_ray().get_runtime_context().get_actor_id())
 
     def _job(self, place: int, before: bytes) -> Job:
-        record: Record | None = pickle.loads(before) if before else None
-        return _WorkersJob(self._source.item(place), self._assignment.plan, record, self._assignment.permit)
+        record, withdrawn = pickle.loads(before)
+        plan, permit = self._assignment.plan, self._assignment.permit
+        return _WorkersJob(self._source.item(place), plan, record, permit, withdrawn=withdrawn)
 
     def _work(self, jobs: dict[int, Job]) -> Iterator[Outcome]:
         raise NotImplementedError
@@ -235,8 +236,8 @@ class RefiningWorker(Worker):
 class _WorkersJob(Job):
     """A job whose image has been looked at, and that writes only as long as the run has the folder."""
 
-    def __init__(self, item: Any, plan: Plan, before: Record | None, permit: Permit) -> None:
-        super().__init__(item, plan, before)
+    def __init__(self, item: Any, plan: Plan, before: Record | None, permit: Permit, *, withdrawn: bool) -> None:
+        super().__init__(item, plan, before, withdrawn=withdrawn)
         self._permit = permit
 
     def load(self) -> tuple[Bytes, dict[str, Floats], BackgroundRule]:
@@ -301,14 +302,14 @@ def describe(engine: EngineOptions, folder: str) -> tuple[Manifest, Execution] |
         return type(error)(f"worker on {socket.gethostname()}: {error}")
 
 
-def bare_record(record: Record | None) -> bytes:
-    """What a worker needs of the record that an image had: not its figures."""
-    return b"" if record is None else pickle.dumps(replace(record, details={}))
+def bare_record(record: Record | None, *, withdrawn: bool) -> bytes:
+    """What a refining worker needs of the record that an image had, not its figures; whether it was withdrawn."""
+    return pickle.dumps((None if record is None else replace(record, details={}), withdrawn))
 
 
-def full_record(record: Record | None) -> bytes:
+def full_record(record: Record) -> bytes:
     """A whole record, as a looking worker needs it."""
-    return b"" if record is None else pickle.dumps(record)
+    return pickle.dumps((record, False))
 
 
 def working_folder() -> str:

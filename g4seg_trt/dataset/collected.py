@@ -8,14 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from g4seg_trt.dataset.layout import PROBABILITY, Layout
+from g4seg_trt.atomic import reason
+from g4seg_trt.dataset.job import Job
+from g4seg_trt.dataset.layout import MASKS, PROBABILITY, Layout
 from g4seg_trt.dataset.mask_files import MaskCollection
+from g4seg_trt.dataset.plan import Plan
 from g4seg_trt.dataset.record import Record, Records
 from g4seg_trt.dataset.source import DatasetSource
+from g4seg_trt.errors import InputError, OutputError
 from g4seg_trt.masks.array import npz_headers, read_npz
 from g4seg_trt.masks.coarse import CoarseMasks
+from g4seg_trt.masks.formats import FORMATS, CollectionFormat
 from g4seg_trt.outputs import make_folders
-from g4seg_trt.update import BackgroundRule
 
 
 @dataclass(frozen=True)
@@ -32,21 +36,20 @@ class Collected:
 
 
 class CollectedRecords:
-    """The records of a run whose file of all images is removed before the first image that changes does.
+    """The records of a run whose files of all images are removed before the first image that changes does.
 
-    Only a whole run that comes to its end writes the file: what it held else would be of other results than the rest
-    of the folder.
+    Only a run that comes to its end writes one: what is there else, whatever it is called, would be of other results
+    than the rest of the folder.
 
     Args:
         records: of the output folder.
         layout: the output folder.
-        path: the file, from `collected_file`; None if there is none.
     """
 
-    def __init__(self, records: Records, layout: Layout, path: Path | None) -> None:
+    def __init__(self, records: Records, layout: Layout) -> None:
         self._records = records
         self._layout = layout
-        self._path = path
+        self._removed = False
 
     def withdraw(self, stem: str) -> None:
         """See Records."""
@@ -60,9 +63,10 @@ class CollectedRecords:
         self._records.add(record)
 
     def _remove(self) -> None:
-        if self._path is not None:
-            self._layout.remove(self._path)
-            self._path = None
+        if not self._removed:
+            for path in collected_files(self._layout):
+                self._layout.remove(path)
+            self._removed = True
 
 
 def collected_file(source: DatasetSource, layout: Layout) -> Path | None:
@@ -70,18 +74,29 @@ def collected_file(source: DatasetSource, layout: Layout) -> Path | None:
     return layout.masks(source.masks.path.name) if isinstance(source.masks, MaskCollection) else None
 
 
-def write_collected(
-    source: DatasetSource, layout: Layout, failed: Collection[str], rule: BackgroundRule | None
-) -> Collected | None:
+def collected_files(layout: Layout) -> list[Path]:
+    """The files of all images that runs have written, also from other files; raises OutputError."""
+    formats = (one for one in FORMATS.values() if isinstance(one, CollectionFormat))
+    suffixes = {suffix for one in formats for suffix in one.suffixes}
+    folder = layout.root / MASKS
+    try:
+        there = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [path for path in there if path.suffix.lower() in suffixes and path.is_file()]
+    except OSError as error:
+        raise OutputError(f"cannot read {folder}: {reason(error)}") from error
+
+
+def write_collected(source: DatasetSource, plan: Plan, records: Records, failed: Collection[str]) -> Collected | None:
     """Write the refined masks of all images as one file, in the format they came in, if they came so.
 
-    A run of a part of the images leaves that to the run of all of them.
+    A run of a part of the images leaves that to the run of all of them. After a run of the images of a list, those
+    beside it have what an earlier run with the same settings made of them. What nobody has refined stays as it came.
 
     Args:
         source: all images; each has its probabilities in the output folder, unless it failed.
-        layout: the output folder.
+        plan: of the run; says where the output folder is.
+        records: of the output folder, as they were before the run.
         failed: stems of the images that failed and keep nothing of an earlier run.
-        rule: the background rule asked for, None for the masks' own.
 
     Returns:
         What was written, if anything.
@@ -90,28 +105,46 @@ def write_collected(
         MaskError: if something that was readable is no longer.
         OutputError: if the file cannot be written.
     """
-    whole, path = source.masks, collected_file(source, layout)
-    if source.is_part or path is None or not isinstance(whole, MaskCollection):
+    whole, layout = source.masks, plan.layout
+    if source.is_part or layout is None or not isinstance(whole, MaskCollection):
         return None
-    stems = {entry.masks: entry.stem for entry in source.entries if isinstance(entry.masks, str)}
-    done = {key: stem for key, stem in stems.items() if stem not in failed}
+    path = layout.masks(whole.path.name)
     keys = whole.collection.stems()
+    done = _done_before(source, plan, records)
+    wanted = {entry.masks: entry.stem for entry in source.entries if isinstance(entry.masks, str)}
+    done |= {key: stem for key, stem in wanted.items() if stem not in failed}
 
-    def results() -> Iterator[tuple[str, CoarseMasks]]:
+    def refined(stem: str, key: str) -> CoarseMasks:
+        stored = layout.file(PROBABILITY, stem, 2)  # .npz for one class too: see keeps_names
+        shape = next(iter(npz_headers(stored).values()))[0]
+        size = (shape[0], shape[1]) if len(shape) == 2 else None
+        maps = read_npz(stored, image=size)
+        masks = whole.collection.read(key, replace(source.naming(stem), size=size, rules=(plan.rule,)))
+        if masks.names:
+            masks = masks.with_probabilities(np.stack([maps[name] for name in masks.names]))
+        return replace(masks, rule=plan.rule or masks.rule)
+
+    def results() -> Iterator[tuple[str, CoarseMasks | None]]:
         for key in keys:
-            if key not in done:
-                yield key, whole.collection.read(key)
-                continue
-            refined = layout.file(PROBABILITY, done[key], 2)  # .npz for one class too: see keeps_names
-            shape = next(iter(npz_headers(refined).values()))[0]
-            size = (shape[0], shape[1]) if len(shape) == 2 else None
-            maps = read_npz(refined, image=size)
-            naming = replace(source.naming(done[key]), size=size, rules=(rule,))
-            masks = whole.collection.read(key, naming)
-            if masks.names:
-                masks = masks.with_probabilities(np.stack([maps[name] for name in masks.names]))
-            yield key, replace(masks, rule=rule or masks.rule)
+            yield key, refined(done[key], key) if key in done else None
 
     make_folders([path.parent])
     whole.format.write(path, results(), whole.collection)
     return Collected(path, tuple(key for key in keys if key not in done))
+
+
+def _done_before(source: DatasetSource, plan: Plan, records: Records) -> dict[str, str]:
+    """Images beside the source's that have outputs of the inputs and settings of now: their keys -> their stems."""
+    done = {}
+    for entry, item in zip(source.beside, source.items_beside(), strict=True):
+        before = records.find(item.stem)
+        if before is None or not isinstance(entry.masks, str):
+            continue
+        job = Job(item, plan, before)
+        try:
+            job.look()
+        except InputError:  # it cannot be read any more
+            continue
+        if job.keeps_outputs():
+            done[entry.masks] = item.stem
+    return done

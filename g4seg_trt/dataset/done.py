@@ -13,7 +13,7 @@ from g4seg_trt.class_table import ClassTable
 from g4seg_trt.dataset.layout import LABEL, Layout
 from g4seg_trt.dataset.mask_files import Size
 from g4seg_trt.dataset.measures import ClassFigures, GroundTruth, figures, numbered, read_ground_truth, scores
-from g4seg_trt.dataset.plan import DoneBefore, Plan, compared_rows
+from g4seg_trt.dataset.plan import DoneBefore, Plan
 from g4seg_trt.dataset.record import Record
 from g4seg_trt.dataset.source import Item
 from g4seg_trt.dataset.writing import is_binary
@@ -89,7 +89,8 @@ def check_done(record: Record, item: Item, plan: Plan, layout: Layout, truth_sha
     details = record.details
     same_truth = truth_sha256 is None or details.get("truth_sha256") == truth_sha256
     stored: Mapping[str, Any] = (details.get("counts") or {}) if same_truth else {}
-    if truth_sha256 is not None and plan.compare is not None and not {*compared_rows(plan.compare)} <= {*stored}:
+    compared = same_truth and details.get("compare_sha256") == plan.compare_sha256
+    if truth_sha256 is not None and plan.compare is not None and not compared:
         return
     if same_truth:
         known = [field.name for field in fields(ClassFigures)]
@@ -115,6 +116,7 @@ def check_done(record: Record, item: Item, plan: Plan, layout: Layout, truth_sha
         "classes": {name: {**known_of.get(name, {}), **one.to_mapping()} for name, one in measured.items()},
         "truth_sha256": truth_sha256,
         "counts": {row: one.to_mapping() for row, one in counts.items()},
+        "compare_sha256": None,
     }
     raise DoneBefore(replace(record, details={**details, **new}), measured, counts, remeasured=True)
 

@@ -27,7 +27,7 @@ from g4seg_trt.evaluate.named import COARSE, RESULT
 from g4seg_trt.geometry import load_image
 from g4seg_trt.masks.coarse import CoarseMasks
 from g4seg_trt.masks.labels import background_of, class_ids, places, without
-from g4seg_trt.outputs import make_folders
+from g4seg_trt.outputs import identity, make_folders
 from g4seg_trt.postprocess import PostProcess
 from g4seg_trt.refinement import Refinement
 from g4seg_trt.update import BACKGROUND, BackgroundRule
@@ -58,18 +58,21 @@ class Job:
         item: where its inputs are.
         plan: what all images have in common.
         before: the record that it has.
+        withdrawn: whether it has none because an earlier run took that back, and did not come to its end.
 
     Attributes:
         item: as given.
         before: as given.
+        withdrawn: as given.
         stale: in what the inputs differ from those of the record, once `look` knows.
         holds: whether the record is of the same inputs, once `look` knows; whatever it says was written is right then.
         taken_for: the format of its masks, and why, once `look` knows.
     """
 
-    def __init__(self, item: Item, plan: Plan, before: Record | None) -> None:
+    def __init__(self, item: Item, plan: Plan, before: Record | None, *, withdrawn: bool = False) -> None:
         self.item = item
         self.before = before
+        self.withdrawn = withdrawn
         self.stale: tuple[str, ...] = ()
         self.holds = False
         self.taken_for = ("", "")
@@ -216,6 +219,8 @@ class Job:
             "changed_pixels": work.changed_pixels,
             "truth_sha256": loaded.truth_sha256,
             "counts": None if work.counts is None else {row: one.to_mapping() for row, one in work.counts.items()},
+            # Also where there was nothing to compare, for that to be known.
+            "compare_sha256": None if loaded.truth_sha256 is None else plan.compare_sha256,
             "masks": self.taken_for[0],
             "background": str(loaded.rule),
             "warnings": work.refinement.warnings,
@@ -233,8 +238,11 @@ class Job:
             return
         files = {layout.file(kind, self.item.stem, count) for kind in KINDS if kind != MASKS for count in (1, 2)}
         files.update(self.before.files(layout.root) if self.before is not None else [])
-        if not isinstance(self.item.masks, InputError) and (back := self.item.masks.back()) is not None:
-            files.add(layout.masks(back.name))
+        with suppress(InputError):  # masks that cannot be told for any format
+            if (back := self._source().back()) is not None:
+                files.add(layout.masks(back.name))
+        if self.withdrawn:  # no record says what its masks were called
+            files |= self._masks_of_any_name(layout)
         for path in files:
             with suppress(OutputError):
                 layout.remove(path)
@@ -256,16 +264,19 @@ class Job:
 
     def _remove(self, layout: Layout, outputs: Outputs) -> None:
         """Remove what earlier runs left of this image and is not among the outputs; raises OutputError."""
-        kept = {layout.root / found[0] for found in outputs.values() if found is not None}
+        # A file system that folds case or Unicode forms has each of them under other names too.
+        kept = {identity(layout.root / found[0]) for found in outputs.values() if found is not None}
         # A run that was killed in between has withdrawn its record already.
         spellings = {layout.root / PROBABILITY / f"{self.item.stem}{suffix}" for suffix in (".png", ".npz")}
-        for name, is_folder in names_of(self.item.stem):
-            path = layout.masks(name)
-            if path.is_dir() if is_folder else path.is_file():
-                spellings.add(path)
+        spellings |= self._masks_of_any_name(layout)
         for path in spellings.union([] if self.before is None else self.before.files(layout.root)):
-            if path not in kept:
+            if identity(path) not in kept:
                 layout.remove(path)
+
+    def _masks_of_any_name(self, layout: Layout) -> set[Path]:
+        """The refined masks of this image that are there, whatever their format."""
+        found = {layout.masks(name): is_folder for name, is_folder in names_of(self.item.stem)}
+        return {path for path, is_folder in found.items() if (path.is_dir() if is_folder else path.is_file())}
 
     def _key(self, source: MaskSource) -> Key:
         plan = self._plan

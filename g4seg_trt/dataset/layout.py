@@ -102,13 +102,23 @@ class Layout:
             raise OutputError(f"cannot remove {path}: {reason(error)}") from error
 
     def remove_leftovers(self) -> None:
-        """Remove half-written files of a run that was killed. Only for who has the folder for himself."""
+        """Remove half-written files of a run that was killed. Only for who has the folder for himself.
+
+        What cannot be listed or removed stays: it is in nobody's way.
+        """
         for folder in (self.root, *self.all_folders(), self.records):
-            if folder.is_dir():
-                for path in folder.iterdir():
-                    if _LEFTOVER.fullmatch(path.name) and (folder != self.root or _is_old(path)):
-                        with suppress(OSError):
-                            (shutil.rmtree if path.is_dir() else os.unlink)(path)
+            for path in _entries(folder):
+                if _LEFTOVER.fullmatch(path.name) and (folder != self.root or _is_old(path)):
+                    with suppress(OSError):
+                        (shutil.rmtree if path.is_dir() else os.unlink)(path)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds, nothing if it cannot be listed."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _is_old(path: Path) -> bool:

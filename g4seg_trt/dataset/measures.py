@@ -32,8 +32,9 @@ class GroundTruth:
     Attributes:
         regions: bool [H,W] for each class.
         valid: bool [H,W], pixels that count.
-        labels: the same as a label map, unsigned [H,W]: with a class table its ids, also of other classes; else
-            1.. the classes in their order, without 255. 255 for pixels that do not count or have two classes.
+        labels: the same as a label picture (g4seg_trt.masks.labels), uint8 or uint16 [H,W]: with a class table its
+            ids, also of other classes; else 1.. the classes in their order. Pixels that do not count or have two
+            classes have its value for those without a label.
     """
 
     regions: dict[str, Bools]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.measures import ClassFigures
-from g4seg_trt.dataset.record import Key, Record
+from g4seg_trt.dataset.record import Key, Record, settings_digest
 from g4seg_trt.dataset.writing import Outputs
 from g4seg_trt.errors import InputError
 from g4seg_trt.evaluate.counts import NamedCounts
@@ -41,6 +42,13 @@ class Plan:
     layout: Layout | None
     post: PostProcess | None = None
     compare: PostProcess | None = None
+
+    @cached_property
+    def compare_sha256(self) -> str | None:
+        """Of the other post-processing, by its name and what its results depend on; raises ConfigError as those."""
+        if self.compare is None:
+            return None
+        return settings_digest({"compare": self.compare.name, "parameters": self.compare.parameters()})
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,13 @@ class Records:
         except (ValueError, TypeError, KeyError, AttributeError, IndexError):
             return None
 
+    def was_withdrawn(self, stem: str) -> bool:
+        """Whether the last word about an image, when the records were opened, was that its record is taken back.
+
+        The run that did so was killed before it had another one: files of either may be there.
+        """
+        return stem in self._places and self._places[stem] is None
+
     def withdraw(self, stem: str) -> None:
         """Take back what is said about an image, before its outputs change; raises OutputError."""
         self._append({"withdrawn": stem})

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
 from g4seg_trt.config import RefineConfig
-from g4seg_trt.dataset.collected import CollectedRecords, collected_file, write_collected
+from g4seg_trt.dataset.collected import CollectedRecords, write_collected
 from g4seg_trt.dataset.folder import OutputFolder, check_inputs
 from g4seg_trt.dataset.job import Job
 from g4seg_trt.dataset.layout import Layout
@@ -99,13 +99,14 @@ def refine_items(
     plan = make_plan(source, settings, options, None if folder is None else folder.layout)
     if folder is None:
         return refine_jobs(refiner, (Job(item, plan, None) for item in source), plan, options, None)
-    jobs = (Job(item, plan, folder.records.find(item.stem)) for item in source)
-    return refine_jobs(refiner, jobs, plan, options, recorder(folder, source))
+    records = folder.records
+    jobs = (Job(item, plan, records.find(item.stem), withdrawn=records.was_withdrawn(item.stem)) for item in source)
+    return refine_jobs(refiner, jobs, plan, options, recorder(folder))
 
 
-def recorder(folder: OutputFolder, source: DatasetSource) -> Recorder:
+def recorder(folder: OutputFolder) -> Recorder:
     """What the images of a run are recorded with."""
-    return CollectedRecords(folder.records, folder.layout, collected_file(source, folder.layout))
+    return CollectedRecords(folder.records, folder.layout)
 
 
 def make_plan(source: DatasetSource, settings: Mapping[str, Any], options: RunOptions, layout: Layout | None) -> Plan:
@@ -164,7 +165,7 @@ def refine_into(
             if result.error is not None and not result.kept:
                 failed.add(result.stem)
             yield result
-        write_collected(source, layout, failed, options.rule)
+        write_collected(source, make_plan(source, settings, options, layout), folder.records, failed)
 
 
 def _loads(jobs: Iterable[Job], stopped: Callable[[], bool]) -> Iterator[tuple[Job, Callable[[], Loaded]]]:
@@ -283,7 +284,7 @@ class _Writer:
         try:
             if job.stale and not begun and self._records is not None:
                 self._records.withdraw(job.item.stem)
-            if job.stale or (begun and not job.holds):
+            if job.stale or job.withdrawn or (begun and not job.holds):
                 job.discard()
         except OutputError as second:
             error = second

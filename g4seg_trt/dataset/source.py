@@ -67,6 +67,7 @@ class DatasetSource:
         truth: folder of the ground truth, if there is one.
         table: class ids and names of the data set, if it has them.
         is_part: whether it is a part of a larger one.
+        beside: images that are not wanted, and have masks in the same file of all images.
     """
 
     images: Path
@@ -77,6 +78,7 @@ class DatasetSource:
     truth: Path | None = None
     table: ClassTable | None = None
     is_part: bool = False
+    beside: Sequence[Entry] = ()
 
     @classmethod
     def from_folders(
@@ -146,7 +148,12 @@ class DatasetSource:
         root = Path(truth) if truth is not None else None
         if root is not None and not any(entry.truth for entry in found):
             raise InputError(f"{root}: holds no ground truth of any of the {len(found)} images ({layouts(_TRUTHS)})")
-        return cls(images, mask_set, found, class_name, named, root, table)
+        beside = []
+        if isinstance(mask_set, MaskCollection):
+            known = set(stems).union(() if named is None else pictures.keys() - named.keys())
+            for stem in (stem for stem, alike in pictures.items() if len(alike) == 1 and stem not in known):
+                beside += [Entry(stem, pictures[stem][0], key, None) for key in mask_set.candidates(stem)]
+        return cls(images, mask_set, found, class_name, named, root, table, beside=beside)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -158,6 +165,10 @@ class DatasetSource:
     def item(self, place: int) -> Item:
         """The image at a place, from 0 on."""
         return self._item(self.entries[place])
+
+    def items_beside(self) -> Iterator[Item]:
+        """The images of `beside`, without a ground truth."""
+        return map(self._item, self.beside)
 
     def part(self, shard: tuple[int, int] | None = None, limit: int | None = None) -> DatasetSource:
         """Every n-th image from the i-th on, of those the first ones.

@@ -19,6 +19,7 @@ from g4seg_trt.errors import OutputError
 from g4seg_trt.evaluate.counts import NamedCounts
 from g4seg_trt.masks import IGNORE, write_label_png, write_probabilities
 from g4seg_trt.masks.coarse import CoarseMasks
+from g4seg_trt.masks.labels import without
 from g4seg_trt.matches import class_matches, draw_matches
 from g4seg_trt.outputs import bytes_of
 from g4seg_trt.overlay import draw_overlay, write_overlay
@@ -61,8 +62,9 @@ class Work:
 
     @property
     def changed_pixels(self) -> int:
-        """Pixels with another label."""
-        return int((self.before != self.after).sum())
+        """Pixels with another label, of those that the source gives one."""
+        before, after = (without(place, self.masks.ignored) for place in (self.before, self.after))
+        return int((before != after).sum())
 
     @property
     def refined_masks(self) -> CoarseMasks:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from g4seg_trt.arrays import Labels
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import InputError, MaskError
@@ -72,7 +74,8 @@ class Predictions:
         Args:
             where: the folder or file.
             table: the classes.
-            known: the stems of the ground truth; a file of COCO results has numbers only.
+            known: the stems of the ground truth; a file of COCO results has numbers only, and says of those that it
+                does not have that nothing was found in them.
             asked: the format of files with one of its suffixes, where their content does not tell.
 
         Raises:
@@ -197,11 +200,19 @@ def _in_file(path: Path, table: ClassTable, known: Collection[str], asked: str |
     keys = {stem: there[key] for stem in known if (key := key_of(stem)) in there}
     used = set(keys.values())
     keys.update({stem: key for stem, key in there.items() if key not in used})
+    classless: dict[str, None] = {}
+    if used and not detected.format.lists_all:  # without any the file is of other images
+        classless = dict.fromkeys(stem for stem in known if stem not in keys and key_of(stem).isdecimal())
+    nothing = f"{len(classless)} images without results show no class" if classless else None
 
     def read(
         stem: str, size: tuple[int, int] | None = None, rules: tuple[BackgroundRule | None, ...] | None = None
     ) -> CoarseMasks:
+        if stem in classless:
+            if size is None:
+                raise MaskError(f"{path} has nothing about {stem}, and the image's size is not known")
+            return CoarseMasks((), (), np.zeros((0, *size), np.float32))
         return collection.read(keys[stem], Naming(size=size, rules=rules))
 
-    evidence = "; ".join(filter(None, (detected.evidence, collection.remark)))
-    return Predictions(path, keys.keys(), read, (evidence,), frozenset())
+    evidence = "; ".join(filter(None, (detected.evidence, collection.remark, nothing)))
+    return Predictions(path, (keys | classless).keys(), read, (evidence,), frozenset())

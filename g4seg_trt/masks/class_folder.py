@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +97,9 @@ def write(path: Path, masks: CoarseMasks) -> None:
     at all. One that is there is replaced.
 
     Raises:
-        OutputError: if the folder cannot be written, there is one that holds anything but masks, a file that is to be
-            copied is gone, or a class (of masks of another format) has no name for a file.
+        MaskError: if a file that is to be copied cannot be read any longer.
+        OutputError: if the folder cannot be written, there is one that holds anything but masks, or a class (of masks
+            of another format) has no name for a file.
     """
     layout: FolderLayout | None = masks.origin.get(NAME)
     if layout is None:
@@ -114,7 +114,7 @@ def write(path: Path, masks: CoarseMasks) -> None:
             else:
                 write_npy(folder / file, as_stored(maps[name], stored))
         for file in layout.others:
-            shutil.copyfile(layout.path / file, folder / file)
+            (folder / file).write_bytes(_content(layout.path / file))
 
 
 def recognise(path: Path) -> str | None:
@@ -126,6 +126,14 @@ def recognise(path: Path) -> str | None:
     return f"a folder with a file for each class ({some(files)})"
 
 
+def _content(path: Path) -> bytes:
+    """The bytes of a file that was there when the folder was read; raises MaskError: it is no fault of the output."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MaskError(f"{path}: cannot be read any longer ({reason(error)})") from error
+
+
 def _file_of(name: str, path: Path) -> str:
     """The file of a class that came without one."""
     file = f"{name}.png"
@@ -135,11 +143,14 @@ def _file_of(name: str, path: Path) -> str:
 
 
 def check_replaceable(path: Path) -> None:
-    """Check that a folder holds masks and nothing else, if it is there; raises OutputError."""
+    """Check that a folder holds masks and nothing else, if it is there; raises OutputError.
+
+    Hidden files do not count: systems and file managers leave them wherever they have been.
+    """
     try:
         check_writable(path, folder=True)
         for entry in path.iterdir() if path.exists() else ():
-            if entry.suffix.lower() not in SUFFIXES or not entry.is_file():
+            if not entry.is_file() or (entry.suffix.lower() not in SUFFIXES and not entry.name.startswith(".")):
                 raise OutputError(f"cannot write {path}: it holds {entry.name}, which is no mask; remove it first")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {reason(error)}") from error

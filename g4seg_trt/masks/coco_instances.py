@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -164,7 +164,7 @@ class InstanceCollection:
         return image
 
 
-def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], source: InstanceCollection) -> None:
+def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks | None]], source: InstanceCollection) -> None:
     """Write the refined masks as an instances file, atomically: the images in the order given, no others.
 
     Each class of an image is one annotation, as a run-length code: the pixels of a probability of at least 0.5.
@@ -173,7 +173,8 @@ def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], sou
 
     Args:
         path: where to.
-        results: stem and refined masks, read from `source`.
+        results: stem and refined masks, read from `source`; None for an image whose annotations stay as they came, but
+            for their ids.
         source: the file that they came from.
 
     Raises:
@@ -182,14 +183,19 @@ def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], sou
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for _, masks in results:
-        layout: InstanceLayout = masks.origin[NAME]
-        images.append(layout.image)
-        for category, probability in zip(layout.categories, masks.probabilities, strict=True):
-            pixels = kept(probability, 1.0)
-            if pixels.any():
-                annotations.append(_annotation(len(annotations) + 1, layout.image["id"], category, pixels))
-        annotations += [{**one, "id": number} for number, one in enumerate(layout.others, len(annotations) + 1)]
+    for stem, masks in results:
+        if masks is None:
+            image = source.content.images[stem]
+            others: Sequence[dict[str, Any]] = source.content.annotations[image["id"]]
+        else:
+            layout: InstanceLayout = masks.origin[NAME]
+            image, others = layout.image, layout.others
+            for category, probability in zip(layout.categories, masks.probabilities, strict=True):
+                pixels = kept(probability, 1.0)
+                if pixels.any():
+                    annotations.append(_annotation(len(annotations) + 1, image["id"], category, pixels))
+        images.append(image)
+        annotations += [{**one, "id": number} for number, one in enumerate(others, len(annotations) + 1)]
     content = {**source.content.whole, "images": images, "annotations": annotations}
     with atomic_file(path) as file:
         file.write(dumped(content, str(source.path)))

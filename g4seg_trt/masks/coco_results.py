@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class ResultCollection:
 
     def digest(self, stem: str) -> str:
         """sha256 of what the file says about an image; raises MaskError if that is nothing."""
-        return digest(self._of(stem), f"{self.path}, image {stem}")
+        return digest(self.entries(stem), f"{self.path}, image {stem}")
 
     def read(self, stem: str, naming: Naming | None = None) -> CoarseMasks:
         """The masks of one image: for each class the largest score of its instances at every pixel.
@@ -109,7 +109,7 @@ class ResultCollection:
             ClassNameError: for a category or name that the table does not have.
         """
         asked = self._naming if naming is None else replace(naming, table=self._table)
-        entries = self._of(stem)
+        entries = self.entries(stem)
         what = f"{self.path}, image {entries[0]['image_id']}"
         instances = [
             Instance(entry["category_id"], _score(entry.get("score"), what), entry["segmentation"], what, entry)
@@ -129,14 +129,15 @@ class ResultCollection:
             origin={NAME: ResultLayout(entries[0]["image_id"], found.categories, best, found.others)},
         )
 
-    def _of(self, stem: str) -> list[dict[str, Any]]:
+    def entries(self, stem: str) -> list[dict[str, Any]]:
+        """What the file says about an image; raises MaskError if that is nothing."""
         entries = self._entries.get(self.key_of(stem))
         if entries is None:
             raise MaskError(f"{self.path}: has no result for the image {stem}")
         return entries
 
 
-def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], source: ResultCollection) -> None:
+def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks | None]], source: ResultCollection) -> None:
     """Write the refined masks as a results file, atomically: the images in the order given, no others.
 
     Each class is one result with the score that its best instance had: the pixels of at least half that score.
@@ -145,7 +146,7 @@ def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], sou
 
     Args:
         path: where to.
-        results: stem and refined masks, read from `source`.
+        results: stem and refined masks, read from `source`; None for an image that stays as it came, whatever it holds.
         source: the file that they came from.
 
     Raises:
@@ -155,22 +156,9 @@ def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], sou
     what = str(source.path)
     with atomic_file(path) as file:
         before = b"["
-        for _, masks in results:
-            layout: ResultLayout = masks.origin[NAME]
-            for category, score, probability in zip(layout.categories, layout.scores, masks.probabilities, strict=True):
-                pixels = kept(probability, score)
-                if not pixels.any():
-                    continue
-                result = {
-                    "image_id": layout.image_id,
-                    "category_id": category,
-                    "segmentation": encode(pixels),
-                    "score": score,
-                }
+        for stem, masks in results:
+            for result in source.entries(stem) if masks is None else _refined(masks):
                 file.write(before + dumped(result, what))
-                before = b",\n"
-            for other in layout.others:
-                file.write(before + dumped(other, what))
                 before = b",\n"
         file.write(b"]" if before != b"[" else b"[]")
 
@@ -182,6 +170,17 @@ def recognise(path: Path) -> str | None:
     if not text.startswith("[") or not all(key in text for key in keys):
         return None
     return "a JSON list of results with image_id, segmentation and score"
+
+
+def _refined(masks: CoarseMasks) -> Iterator[dict[str, Any]]:
+    """The results of an image."""
+    layout: ResultLayout = masks.origin[NAME]
+    for category, score, probability in zip(layout.categories, layout.scores, masks.probabilities, strict=True):
+        pixels = kept(probability, score)
+        if pixels.any():
+            one = {"image_id": layout.image_id, "category_id": category}
+            yield {**one, "segmentation": encode(pixels), "score": score}
+    yield from layout.others
 
 
 def _score(value: object, what: str) -> float:

@@ -81,7 +81,8 @@ class CollectionFormat:
         description: one line.
         suffixes: of its files, lower case.
         open: path, naming -> the collection; raises MaskError, ClassNameError.
-        write: path, stems with masks read from a collection, that collection -> a file of the same layout.
+        write: path, stems with masks read from a collection, or None for an image whose masks stay as they came, that
+            collection -> a file of the same layout.
         recognise: path -> what tells that it is this format, or None.
         key_of: an image's stem -> the one that `stems` has for it.
         lists_all: whether an image that is not in the file has no masks because it was left out; else because
@@ -92,7 +93,7 @@ class CollectionFormat:
     description: str
     suffixes: tuple[str, ...]
     open: Callable[[Path, Naming], Collection]
-    write: Callable[[Path, Iterable[tuple[str, CoarseMasks]], Any], None]
+    write: Callable[[Path, Iterable[tuple[str, CoarseMasks | None]], Any], None]
     recognise: Callable[[Path], str | None]
     key_of: Callable[[str], str] = str
     lists_all: bool = True

@@ -16,9 +16,9 @@ from g4seg_trt.arrays import Array, Bools, Floats, Labels
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.masks.coarse import CoarseMasks
 from g4seg_trt.masks.png import IGNORE, IGNORE_16_BIT
-from g4seg_trt.update import BackgroundRule, label_map, winners
+from g4seg_trt.update import LIKELIEST, BackgroundRule, label_map, winners
 
-NO_BACKGROUND = BackgroundRule("constant", float(np.finfo(np.float32).tiny))
+NO_BACKGROUND = BackgroundRule("constant", LIKELIEST)
 """Every pixel gets its likeliest class: the rule of data sets whose table has no background."""
 
 

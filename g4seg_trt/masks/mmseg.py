@@ -18,17 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from g4seg_trt.arrays import Array, Floats, Ints
+from g4seg_trt.arrays import Array, Bools, Floats
 from g4seg_trt.atomic import atomic_file
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.errors import ClassNameError, MaskError
 from g4seg_trt.masks.array import as_probabilities, as_probability, as_stored, check_count
+from g4seg_trt.masks.channels import decided, log_sum, present, relabelled
 from g4seg_trt.masks.coarse import CoarseMasks, Naming, named_by_ids, selected
 from g4seg_trt.masks.keyed import Kind
 from g4seg_trt.masks.pickle_writer import digest, write_pickled_list
 from g4seg_trt.masks.pickles import listed, load_pickle, peek_pickled_list
 from g4seg_trt.masks.tensors import as_array, open_tensors
-from g4seg_trt.update import BackgroundRule, label_map, winners
+from g4seg_trt.update import BackgroundRule
 
 NAME = "mmseg"
 RULE = BackgroundRule("channel", 0.0)
@@ -50,10 +51,12 @@ class PredictionLayout:
     Attributes:
         stem: the image.
         first: the class id of label 0; 0 where that is background.
+        hidden: ids of the classes that were not read because no rule gives them a pixel.
     """
 
     stem: str
     first: int
+    hidden: tuple[int, ...] = ()
 
 
 class PredictionCollection:
@@ -144,42 +147,60 @@ class PredictionCollection:
     def updated(self, masks: CoarseMasks) -> dict[Any, Any]:
         """The dict of the image that `masks` were read from, with refined channels and their labels.
 
-        seg_logits that were no probabilities get logarithms of the refined ones, moved by what makes those of the
-        unrefined ones what the file has. Channels that were not refined stay. A label changes where the argmax
-        over the channels does: what gave the file its labels may have done more, as SCLIP's threshold of probability
-        does. If the masks have been given a rule other than channel (and there is a channel for the background), the
-        labels of all pixels are those of this rule.
+        seg_logits change where a probability does. Those that were none get logarithms of the refined ones, moved by
+        what makes those of the unrefined ones what the file has. Channels that were not asked for stay; one that was
+        not read since no rule gave it a pixel gets none of those that refined ones give up: it is 0 there. A label
+        changes where the argmax over the channels does: what gave the file its labels may have done more, as SCLIP's
+        threshold of probability does. If the masks have been given a rule other than channel (and there is a channel
+        for the background), the labels of all pixels are those of this rule.
         """
         layout: PredictionLayout = masks.origin[NAME]
-        entry = self._of(layout.stem)
+        entry = self.opened(layout.stem)
         what = f"{self._path}, image {layout.stem}"
-        open_tensors(entry, what)
         changed = dict(entry)
         given = as_array(entry[_LABELS][_DATA], what) if _LABELS in entry else None
         labels: Array | None = None
+        rule = masks.rule if layout.first == 0 and masks.rule != RULE else None
         if _LOGITS in entry:
             logits = as_array(entry[_LOGITS][_DATA], what)
             values = self._probabilities(logits, what, masks.size)
-            before = values.argmax(axis=0)
+            before = decided(values, rule)
             stored = logits.copy()
-            level = _log_sum(logits) if self._softmax else None
-            for number, probability in zip(masks.ids, masks.probabilities, strict=True):
-                values[number - layout.first] = probability
+            level = log_sum(logits) if self._softmax else None
+
+            def put(channel: int, probability: Floats, where: Bools) -> None:
+                values[channel][where] = probability[where]
                 one = probability if level is None else np.log(np.maximum(probability, _LEAST)) + level
-                stored[number - layout.first] = as_stored(one, logits.dtype)
+                stored[channel][where] = as_stored(one, logits.dtype)[where]
+
+            for number, probability in zip(masks.ids, masks.probabilities, strict=True):
+                channel = number - layout.first
+                put(channel, probability, probability != values[channel].clip(0.0, 1.0))
+            after = decided(values, rule)
+            hidden = [number - layout.first for number in layout.hidden]
+            given_up = np.isin(after, hidden) & (after != before)
+            if given_up.any():
+                for channel in hidden:
+                    put(channel, np.zeros(masks.size, np.float32), given_up)
+                after = decided(values, rule)
             numbers = Kind.of(entry[_LOGITS][_DATA], logits).numbers(stored)
             changed[_LOGITS] = {**entry[_LOGITS], _DATA: numbers}
-            if layout.first == 0 and masks.rule is not None and masks.rule != RULE:
-                labels = label_map(values[1:], masks.rule, values[0])
+            if rule is not None:
+                labels = after
             elif given is not None:
-                after = values.argmax(axis=0)
                 labels = np.where(after != before, after, given.reshape(after.shape))
         elif given is not None and len(masks.probabilities):
-            labels = _relabelled(given.reshape(masks.size), masks, layout.first)
+            labels = relabelled(given.reshape(masks.size), masks, layout.first, rule)
         if given is not None and labels is not None:
             numbers = Kind.of(entry[_LABELS][_DATA], given).numbers(labels.reshape(given.shape))
             changed[_LABELS] = {**entry[_LABELS], _DATA: numbers}
         return changed
+
+    def opened(self, stem: str) -> dict[Any, Any]:
+        """The dict of an image as it is in the file, once all of its tensors have been opened; raises MaskError."""
+        entry = self._of(stem)
+        open_tensors(entry, f"{self._path}, image {stem}")
+        return entry
 
     def _has_logits(self) -> bool:
         """Whether the first image with seg_logits has values that are no probabilities: a set is of one kind."""
@@ -206,10 +227,12 @@ class PredictionCollection:
         first = 0 if len(values) > classes else 1
         if [entry.id for entry in self._table.classes] != list(range(1, classes + 1)):
             raise MaskError(f"{what}: channels need the class ids 1 to {classes}, {self._table.dataset} has others")
-        chosen = tuple(range(1, classes + 1)) if naming.names is not None else _present(values, first, naming)
+        rules = None if naming.rules is None else [rule or RULE for rule in naming.rules]
+        chosen = tuple(range(1, classes + 1)) if naming.names is not None else present(values, first, rules)
         names = named_by_ids(chosen, naming, what)
         places = selected(names, naming, what)
         chosen, names = tuple(chosen[place] for place in places), tuple(names[place] for place in places)
+        hidden = () if naming.names is not None else tuple({*range(1, classes + 1)}.difference(chosen))
         size = values.shape[1], values.shape[2]
         if _LABELS in self._of(stem):
             labels = _labels(self._of(stem), what)
@@ -222,7 +245,7 @@ class PredictionCollection:
             as_probabilities((values[number - first] for number in chosen), names, size, what),
             background=background,
             rule=RULE if first == 0 else None,
-            origin={NAME: PredictionLayout(stem, first)},
+            origin={NAME: PredictionLayout(stem, first, hidden)},
         )
 
     def _of_labels(self, stem: str, entry: Mapping[Any, Any], naming: Naming) -> CoarseMasks:
@@ -263,7 +286,9 @@ class PredictionCollection:
         return maps
 
 
-def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], source: PredictionCollection) -> None:
+def write_collection(
+    path: Path, results: Iterable[tuple[str, CoarseMasks | None]], source: PredictionCollection
+) -> None:
     """Write refined masks as a file of predictions, atomically: the images in the order given, no others.
 
     Each dict is as it was but for seg_logits and pred_sem_seg (`PredictionCollection.updated`). One image at a time
@@ -271,7 +296,7 @@ def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], sou
 
     Args:
         path: where to.
-        results: stem and refined masks, read from `source`.
+        results: stem and refined masks, read from `source`; None for an image that stays as it came.
         source: the file that they came from.
 
     Raises:
@@ -279,7 +304,8 @@ def write_collection(path: Path, results: Iterable[tuple[str, CoarseMasks]], sou
         OutputError: if the file cannot be written.
     """
     with atomic_file(path) as file:
-        write_pickled_list(file, (source.updated(masks) for _, masks in results))
+        dicts = (source.opened(stem) if masks is None else source.updated(masks) for stem, masks in results)
+        write_pickled_list(file, dicts)
 
 
 def recognise(path: Path) -> str | None:
@@ -298,43 +324,3 @@ def _labels(entry: Mapping[Any, Any], what: str) -> Array:
     if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "iu":
         raise MaskError(f"{what}: labels {labels.dtype} {list(labels.shape)}, expected integers [1, height, width]")
     return labels
-
-
-def _log_sum(logits: Array) -> Floats:
-    """The logarithm of the sum of their exponentials over the channels, float32 [H,W]."""
-    highest: Floats = logits.max(axis=0).astype(np.float32)
-    total = np.zeros_like(highest)
-    for one in logits:
-        total += np.exp(one.astype(np.float32) - highest)
-    return highest + np.log(total)
-
-
-def _present(values: Floats, first: int, naming: Naming) -> tuple[int, ...]:
-    """Ids of the classes that a rule gives a pixel, from probabilities of all channels; see `read`."""
-    labels, best = winners(values[1 - first :])
-    if naming.rules is None or first == 1:
-        kept = best > 0
-    else:
-        kept = np.zeros(best.shape, dtype=np.bool_)
-        for rule in naming.rules:
-            kept |= label_map([best], rule or RULE, values[0]) > 0
-    return tuple(np.unique(labels[kept]).tolist())
-
-
-def _relabelled(given: Array, masks: CoarseMasks, first: int) -> Ints:
-    """Labels where there is nothing but labels: those of the refined masks where they say something else.
-
-    Pixels of classes that were not asked for stay.
-    """
-    numbers = given.astype(np.int64) + first
-    before = np.where(np.isin(numbers, masks.ids), numbers, 0)
-    if first == 0:
-        rule = BackgroundRule() if masks.rule is None or masks.rule == RULE else masks.rule
-        places = label_map(masks.probabilities, rule)
-    else:
-        places, best = winners(masks.probabilities)
-        places[best <= 0] = 0
-    after = np.array((0, *masks.ids), np.int64)[places]
-    # Without a label for background a class that goes leaves the pixel as it was.
-    changed = (after != before) & ((after > 0) | (first == 0)) & (before == numbers)
-    return np.where(changed, after - first, given)

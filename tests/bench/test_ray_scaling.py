@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from g4seg_bench.inputs import write_scenes
 from g4seg_bench.ray_scaling import GOAL, PLAIN, SINGLE, account, compare, in_processes, main, ratio, tell, timed
 from g4seg_engine.errors import G4SegError
 from g4seg_export.tiny.scenes import SIZE
+from g4seg_trt.config import RefineConfig
 from g4seg_trt.dataset.names import read_classes
 from g4seg_trt.dataset.result import Result
 from g4seg_trt.dataset.source import DatasetSource
@@ -88,6 +92,31 @@ def test_plain_processes_do_all_images_and_one_that_dies_is_told(tmp_path: Path,
     assert all(result.refinement is not None and result.refinement.timings["unet"] > 0 for result in done)
     with pytest.raises(G4SegError, match="ended before its images were done"):
         list(in_processes(str(tmp_path / "none"), source, config, 2, tmp_path / "other"))
+
+
+def dies_or_lives_on(
+    _engine: str, _source: DatasetSource, _config: RefineConfig, shard: tuple[int, int], output: Path, to: Queue[Result]
+) -> None:
+    """The first process dies, the others have more to hand over than fits into a queue that nobody reads."""
+    if shard[0] == 1:
+        sys.exit(1)
+    to.put(Result("x" * 10_000_000, ""))
+    time.sleep(30)
+    output.touch()
+
+
+def test_the_other_processes_do_not_outlive_one_that_died(
+    tmp_path: Path, toy_engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scenes(tmp_path, 5, SIZE)
+    classes = read_classes(tmp_path / "classes.json")
+    source = DatasetSource.from_folders(tmp_path / "images", tmp_path / "masks", classes=classes)
+    with Refiner.from_engine(toy_engine) as refiner:
+        config = refiner.config
+    monkeypatch.setattr(ray_scaling, "_one_process", dies_or_lives_on)
+    with pytest.raises(G4SegError, match="ended before its images were done"):
+        list(in_processes("", source, config, 2, tmp_path / "outlived"))
+    assert not (tmp_path / "outlived").exists()
 
 
 @pytest.mark.parametrize("more", [["--workers", "1"], ["--count", "11"]])

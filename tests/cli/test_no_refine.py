@@ -105,3 +105,6 @@ def test_nothing_to_do_is_said_with_both_ways_out(refine_here: Command, folder: 
     assert "--no-refine goes with --post or --compare" in done.lines[-1]
     one = refine_here("--image", scene.image, "--mask", scene.mask, "--output", "o.png", "--no-refine")
     assert one.code == 2
+    assert one.lines[-1].endswith("--no-refine goes with --post: nothing else is left to do"), (
+        "--compare is for folders"
+    )

@@ -107,6 +107,17 @@ def test_a_report_in_the_place_of_a_folder_is_refused_before_the_run(
     assert not (folder.output / "probability").exists()
 
 
+@pytest.mark.parametrize("option", ["--report", "--json"])
+def test_a_report_goes_into_a_folder_that_is_made_later_however_it_is_spelt(
+    refine_here: Command, toy_engine: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.chdir(folder.root)
+    inputs = ("--images", "images", "--masks", "masks", "--class-name", "disc", "--output", "new")
+    done = refine_here("--engine", toy_engine, *inputs, option, folder.root / "new" / "report.html")
+    assert done.code == 0, done.err
+    assert (folder.root / "new" / "report.html").exists()
+
+
 def test_one_precision_of_all_shares_in_a_run(refine_here: Command, toy_engine: Path, folder: Folder) -> None:
     done = refine_here(*folder.arguments(toy_engine, "--class-name", "disc", "--ground-truth", folder.truth))
     assert done.code == 0, done.err

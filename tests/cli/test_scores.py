@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from g4seg_trt.masks import read_mask
 
@@ -68,3 +69,38 @@ def test_a_detector_s_results_are_refined_by_default(refine_here: Command, toy_e
         assert written[number]["score"] == results[number]["score"]
         after = coco.decode(written[number]["segmentation"]) > 0
         assert 0 < (after != region).sum() < region.sum() / 2, "the outline moved"
+
+
+def test_g4seg_evaluate_counts_what_a_run_on_results_counts(
+    refine_here: Command, run_here: Command, toy_engine: Path, folder: Folder
+) -> None:
+    coco = pytest.importorskip("pycocotools.mask")
+    results = []
+    for number, stem in enumerate(folder.stems):
+        region = read_mask(folder.masks / f"{stem}.png", "disc") >= 0.5
+        truth = np.asarray(Image.open(folder.truth / f"{stem}.png")) > 0
+        (folder.images / f"{stem}.png").rename(folder.images / f"{number:012d}.png")
+        (folder.truth / f"{stem}.png").unlink()
+        Image.fromarray(np.where(truth, 19, 0).astype(np.uint8)).save(folder.truth / f"{number:012d}.png")
+        code = coco.encode(np.asfortranarray(region.astype(np.uint8)))
+        code["counts"] = code["counts"].decode()
+        results.append({"image_id": number, "category_id": 20, "segmentation": code, "score": 0.9})
+    (folder.root / "res.json").write_text(json.dumps(results[1:]))
+    masks, truths = folder.root / "res.json", ("--dataset", "coco-object", "--ground-truth", folder.truth)
+    run = ("--engine", toy_engine, "--images", folder.images, "--masks", masks, "--output", folder.output)
+    done = refine_here(*run, *truths, "--json", folder.root / "r.json")
+    assert done.code == 0, done.err
+    predictions = ("--predictions", folder.output / "label", "--coarse", masks)
+    done = run_here("g4seg_trt.cli.evaluate", *predictions, *truths, "--json", folder.root / "e.json")
+    assert done.code == 0, done.err
+    assert "1 images without results show no class" in done.err
+    told, found = (json.loads((folder.root / name).read_text("utf-8")) for name in ("r.json", "e.json"))
+    assert found["images"] == 4
+    assert {key: found[key] for key in ("figures", "coarse", "gain")} == {
+        key: told["evaluation"][key] for key in ("figures", "coarse", "gain")
+    }
+    assert found["coarse"]["mean_iou"] < 0.8, "the first sheep is missed"
+    done = run_here("g4seg_trt.cli.evaluate", "--predictions", masks, *truths, "--json", folder.root / "e.json")
+    assert done.code == 0, done.err
+    alone = json.loads((folder.root / "e.json").read_text("utf-8"))["figures"]
+    assert alone["mean_iou"] == told["evaluation"]["coarse"]["mean_iou"]

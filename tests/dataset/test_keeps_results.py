@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -283,3 +283,20 @@ def test_half_written_reports_of_a_killed_run_are_removed(tmp_path: Path) -> Non
     assert not old.exists()
     assert new.exists(), "another run may be writing it"
     assert other.with_suffix(".html").exists()
+
+
+def test_a_folder_that_cannot_be_listed_has_no_leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that may be written to and not be read; this user may perhaps read any."""
+    listed, layout = Path.iterdir, Layout(tmp_path)
+    half = layout.records / f".g4seg-{'a' * 16}.part"
+    layout.records.mkdir()
+    half.write_bytes(b"")
+
+    def refuse(path: Path) -> Iterator[Path]:
+        if path == tmp_path:
+            raise PermissionError
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    layout.remove_leftovers()
+    assert not half.exists()

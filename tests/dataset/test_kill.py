@@ -47,7 +47,7 @@ def kill(dataset: Dataset, chance: random.Random, *more: object) -> None:
 
 
 def make_folders(dataset: Dataset) -> None:
-    """Every third mask becomes a folder of two."""
+    """Every second PNG among the masks becomes a folder of two."""
     for path in sorted(dataset.masks.glob("*.png"))[1::2]:
         folder = dataset.masks / path.stem
         folder.mkdir()

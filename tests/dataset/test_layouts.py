@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from g4seg_trt import DatasetSource, OutputError, Refiner
+from g4seg_trt import DatasetSource, OutputError, RefineConfig, Refiner
 from g4seg_trt.atomic import atomic_folder
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.masks import read_mask
@@ -214,6 +214,45 @@ def test_a_killed_run_s_masks_of_another_layout_do_not_stay(
     assert states == ["refined", *["skipped"] * 4]
     names = sorted(path.name for path in (dataset.output / "masks").iterdir())
     assert names == sorted(path.name for path in dataset.masks.iterdir())
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["damaged", "of no known format"])
+def test_of_a_killed_run_nothing_stays_beside_a_failure(
+    seen: bool, refiner: Refiner, dataset: Dataset, outputs_of: Outputs
+) -> None:
+    source = rewritten(dataset, next(case for case in CASES if case.write is npz))
+    assert all(result.error is None for result in refiner.refine_dataset(source, dataset.output, overlay=True))
+    before, stem = outputs_of(dataset.output), dataset.stems[0]
+    with (dataset.output / "records" / "all.jsonl").open("a") as file:
+        file.write(json.dumps({"withdrawn": stem}) + "\n")  # and then it was killed
+    given = dataset.masks / f"{stem}.npz"
+    np.savez(given, disc=np.full((64, 64), np.nan)) if seen else given.write_bytes(b"no archive")
+    results = list(refiner.refine_dataset(source, dataset.output, resume=True))
+    assert [result.state for result in results] == ["failed", *["skipped"] * 4]
+    assert outputs_of(dataset.output) == {name: data for name, data in before.items() if stem not in name}
+
+
+def test_another_name_of_the_masks_just_written_is_left_alone(refiner: Refiner, dataset: Dataset) -> None:
+    """Where case is folded, STEM.png and STEM.PNG are one file: here through a link."""
+    source = rewritten(dataset, CASES[0])
+    folder, names = dataset.output / "masks", [f"{stem}.PNG" for stem in dataset.stems]
+    folder.mkdir(parents=True)
+    for stem, name in zip(dataset.stems, names, strict=True):
+        (dataset.masks / f"{stem}.png").rename(dataset.masks / name)
+        (folder / f"{stem}.png").symlink_to(name)
+    source = DatasetSource.from_folders(dataset.images, dataset.masks, **CASES[0].more)
+    assert all(result.error is None for result in refiner.refine_dataset(source, dataset.output))
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, *(f"{one}.png" for one in dataset.stems)])
+    assert {result.state for result in refiner.refine_dataset(source, dataset.output, resume=True)} == {"skipped"}
+
+
+def test_what_a_file_manager_leaves_keeps_no_image_from_being_done_again(refiner: Refiner, dataset: Dataset) -> None:
+    source = rewritten(dataset, next(case for case in CASES if case.write is class_folder))
+    assert all(result.error is None for result in refiner.refine_dataset(source, dataset.output))
+    (dataset.output / "masks" / dataset.stems[0] / ".DS_Store").write_bytes(b"icons")
+    assert {result.state for result in refiner.refine_dataset(source, dataset.output, resume=True)} == {"skipped"}
+    again = list(refiner.refine_dataset(source, dataset.output, resume=True, config=RefineConfig(beta=0.5)))
+    assert [(result.state, result.error) for result in again] == [("refined", None)] * 5
 
 
 def test_what_else_lies_in_the_place_of_a_folder_is_kept(refiner: Refiner, dataset: Dataset) -> None:

@@ -33,6 +33,7 @@ from g4seg_trt.cluster.worker import (
     LookingWorker,
     Outcome,
     RefiningWorker,
+    bare_record,
     working_folder,
 )
 from g4seg_trt.dataset.layout import Layout
@@ -279,7 +280,7 @@ def assignment(pool: RayRefiner, dataset: Dataset) -> Iterator[Assignment]:
 
 def outcomes(worker: LookingWorker | RefiningWorker, *places: int) -> list[Outcome]:
     """A task given to a worker in this process."""
-    column = np.array([b""] * len(places), dtype=object)
+    column = np.array([bare_record(None, withdrawn=False)] * len(places), dtype=object)
     rows = worker({PLACE: np.array(places), BEFORE: column})
     return [outcome for row in rows for outcome in pickle.loads(row[OUTCOMES][0])]
 
@@ -299,7 +300,7 @@ def test_a_task_ends_where_the_run_ends(assignment: Assignment, outputs_of: Outp
     assert first.stem == dataset.stems[3]
     assert len(outputs_of(dataset.output)) == 3
     assignment.permit.path.unlink()  # as if the run had been killed, and its folder were another one's
-    job = worker._job(0, b"")
+    job = worker._job(0, bare_record(None, withdrawn=False))
     image, maps, _ = job.load()
     with Refiner.from_engine("tiny", threads=1) as refiner:
         refiner.set_image(image)

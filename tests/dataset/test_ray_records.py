@@ -114,6 +114,22 @@ def test_records_are_taken_back_only_for_other_inputs(
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one process", "many"])
+def test_a_failure_after_a_killed_run_leaves_nothing_of_the_one_before(
+    many: bool, pool: RayRefiner, refiner: Refiner, dataset: Dataset, outputs_of: Outputs
+) -> None:
+    run: Any = pool if many else refiner
+    list(run.refine_dataset(source_of(dataset), dataset.output))
+    before = outputs_of(dataset.output)
+    with (dataset.output / "records" / "all.jsonl").open("a") as file:
+        file.write(json.dumps({"withdrawn": "im 001"}) + "\n")  # and then it was killed
+    (dataset.images / "im 001.png").write_bytes(b"no picture")
+    results = run.refine_dataset(source_of(dataset), dataset.output, resume=True)
+    states = {result.stem: result.state for result in results}
+    assert states == {stem: "failed" if stem == "im 001" else "skipped" for stem in dataset.stems}
+    assert outputs_of(dataset.output) == {name: data for name, data in before.items() if "im 001" not in name}
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one process", "many"])
 def test_a_failure_keeps_the_record_of_the_same_inputs(
     many: bool, pool: RayRefiner, refiner: Refiner, dataset: Dataset, outputs_of: Outputs, lines_of: Lines
 ) -> None:

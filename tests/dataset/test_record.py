@@ -106,6 +106,21 @@ def test_foreign_lines_are_left_alone(tmp_path: Path) -> None:
         assert records.find("b") == record("b")
 
 
+def test_a_record_that_was_taken_back_last_is_told_from_none(tmp_path: Path) -> None:
+    with begun(tmp_path, "all", {}) as records:
+        for stem in "abc":
+            records.add(record(stem))
+        records.withdraw("a")
+        records.withdraw("b")
+        records.add(record("b", "new"))
+        assert not records.was_withdrawn("a"), "it is about what was there before"
+    with begun(tmp_path, "1-of-2", {}) as records:
+        assert [stem for stem in "abcd" if records.was_withdrawn(stem)] == ["a"]
+        records.add(record("a"))
+    with begun(tmp_path, "all", {}) as records:
+        assert not any(records.was_withdrawn(stem) for stem in "abcd"), "whoever did it"
+
+
 def test_what_differs_is_said_in_words() -> None:
     one = Key("a.png", "1", "2", "3", "4")
     assert one.differing(one) == ()

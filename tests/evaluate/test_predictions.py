@@ -18,7 +18,7 @@ from PIL import Image
 from g4seg_trt.arrays import Labels
 from g4seg_trt.class_table import ClassEntry, ClassTable
 from g4seg_trt.errors import MaskError
-from g4seg_trt.evaluate import parse_sweep
+from g4seg_trt.evaluate import LabelSpace, SetEvaluation, parse_sweep
 from g4seg_trt.evaluate.pairs import SetFiles
 from g4seg_trt.evaluate.predictions import Predictions, labels_under
 from g4seg_trt.masks import formats
@@ -225,3 +225,37 @@ def test_a_sweep_counts_label_pictures_and_masks_alike(tmp_path: Path) -> None:
     predictions("npz", folder)
     _, swept, _ = SetFiles(TABLE, whole, truth, sweep=RULES).evaluate(SIZES, workers=1, done=lambda: None)
     assert (swept.images, swept.decided) == (3, 0)
+
+
+def test_images_without_coco_results_show_no_class(tmp_path: Path) -> None:
+    file = coco_results(tmp_path)
+    content = json.loads(file.read_text("utf-8"))
+    sizes = dict(enumerate(SIZES.values()))
+    stems = {number: f"{number:012d}" for number in sizes}
+    truth = {stem: tmp_path / f"{stem}.png" for stem in stems.values()}
+    pictures = {stems[n]: np.random.default_rng(n).integers(0, 5, size).astype(np.uint8) for n, size in sizes.items()}
+    for stem, labels in pictures.items():
+        Image.fromarray(labels).save(truth[stem])
+    file.write_text(json.dumps([one for one in content if one["image_id"] != 1]), encoding="utf-8")
+    found = Predictions.find(file, TABLE, truth)
+    assert set(found.stems) == set(stems.values())
+    assert found.taken_for[0].endswith("; 1 images without results show no class")
+    rule = BackgroundRule("constant", 0.25)
+    total, swept, failures = SetFiles(TABLE, found, truth, found, rule, RULES).evaluate(
+        found.stems, workers=2, done=lambda: None
+    )
+    assert failures == {}
+    expected = SetEvaluation(LabelSpace.of(TABLE))
+    for number, stem in stems.items():
+        shown: Labels = np.zeros(sizes[1], np.uint8)
+        if number != 1:
+            shown, _ = labels_under(found.read(stem, sizes[number], (rule,)), TABLE, rule, ())
+        expected.add_gain(shown, shown, pictures[stem])
+    assert total.summary() == expected.summary()
+    assert (swept.images, swept.decided) == (3, 0)
+    # Of images that are none of COCO's nothing is known, nor where the file is of others altogether.
+    assert set(Predictions.find(file, TABLE, [*truth, "photo"]).stems) == set(truth)
+    assert set(Predictions.find(file, TABLE, ["77", "78"]).stems) == {"0", "2"}
+    assert Predictions.find(file, TABLE, [stems[0], stems[2]]).taken_for[0].endswith(")")
+    with pytest.raises(MaskError, match="000000000001, and the image's size is not known"):
+        found.read(stems[1])

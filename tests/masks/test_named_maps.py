@@ -1,4 +1,4 @@
-"""Formats "npz" and "class-folder": maps under the names of their classes."""
+"""Format "npz": maps under the names of their classes; and what it shares with the format "class-folder"."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image
 
 from g4seg_trt.class_table import ClassEntry, ClassTable
-from g4seg_trt.errors import ClassNameError, MaskError, OutputError
+from g4seg_trt.errors import ClassNameError, MaskError
 from g4seg_trt.masks import class_folder, npz
 from g4seg_trt.masks.array import read_npz
-from g4seg_trt.masks.coarse import CoarseMasks, Naming
+from g4seg_trt.masks.coarse import Naming
 from g4seg_trt.update import BackgroundRule
 
 Array = npt.NDArray[Any]
@@ -266,89 +265,3 @@ def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
             archive.writestr("cat.npy", npy_header((1, 1)) + np.array([value], "<f4").tobytes())
     with pytest.raises(MaskError, match="two arrays are called 'cat'"):
         npz.read(tmp_path / "m.npz", Naming())
-
-
-def class_folder_of(folder: Path) -> Path:
-    folder.mkdir()
-    Image.fromarray(np.array([[0, 255, 0]], np.uint8)).save(folder / "dog.png")
-    Image.fromarray(np.array([[0, 30_000, 65_535]], np.uint16)).save(folder / "cat.png")
-    np.save(folder / "background.npy", np.array([[0.5, 0.25, 0]], np.float16))
-    (folder / ".hidden.png").write_bytes(b"")
-    (folder / "notes.txt").write_text("left alone")
-    return folder
-
-
-def test_a_folder_comes_back_file_by_file(tmp_path: Path) -> None:
-    source = class_folder_of(tmp_path / "source")
-    masks = class_folder.read(source, Naming(None, TABLE))
-    assert (masks.ids, masks.names) == ((3, 7), ("moggy", "dog"))
-    assert str(masks.rule) == "channel"
-    class_folder.write(tmp_path / "out", masks)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["background.npy", "cat.png", "dog.png"]
-    for name in ("cat.png", "dog.png"):
-        before, after = Image.open(source / name), Image.open(tmp_path / "out" / name)
-        assert before.mode == after.mode
-        assert (np.asarray(before) == np.asarray(after)).all()
-    assert np.load(tmp_path / "out" / "background.npy").dtype == np.float16
-    # Once more over what is there, with other values: nothing of the old is left.
-    class_folder.write(tmp_path / "out", masks.with_probabilities(1 - masks.probabilities))
-    assert np.asarray(Image.open(tmp_path / "out" / "dog.png")).tolist() == [[255, 0, 255]]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
-
-
-def test_files_that_were_not_asked_for_are_in_the_written_folder(tmp_path: Path) -> None:
-    source = class_folder_of(tmp_path / "source")
-    masks = class_folder.read(source, Naming(("dog",), size=(1, 3)))
-    class_folder.write(tmp_path / "out", masks.with_probabilities(np.ones((1, 1, 3), np.float32)))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["background.npy", "cat.png", "dog.png"]
-    assert (tmp_path / "out" / "cat.png").read_bytes() == (source / "cat.png").read_bytes()
-    assert np.asarray(Image.open(tmp_path / "out" / "dog.png")).tolist() == [[255, 255, 255]]
-    (source / "cat.png").unlink()
-    with pytest.raises(OutputError, match="No such file"):
-        class_folder.write(tmp_path / "again", masks)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
-    with pytest.raises(MaskError, match="the masks are 3x1 pixels, the image is 5x4"):
-        class_folder.read(source, Naming(size=(4, 5)))
-
-
-@pytest.mark.parametrize("name", ["../dog", "a/b", "nul\0"])
-def test_a_class_whose_name_is_none_for_a_file_is_not_written(tmp_path: Path, name: str) -> None:
-    masks = CoarseMasks((1, 2), ("cat", name), np.zeros((2, 2, 2), np.float32))
-    with pytest.raises(OutputError, match="cannot be the name of a file"):
-        class_folder.write(tmp_path / "out", masks)
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_wanted_classes_of_a_folder_are_in_the_order_asked_for(tmp_path: Path) -> None:
-    source = class_folder_of(tmp_path / "source")
-    assert class_folder.read(source, Naming(("dog", "cat"))).names == ("dog", "cat")
-    with pytest.raises(MaskError, match="no class 'cow', it holds background, cat, dog"):
-        class_folder.read(source, Naming(("cow",)))
-
-
-def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MaskError, match="cannot be read"):
-        class_folder.read(tmp_path / "missing", Naming())
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(MaskError, match="holds no mask"):
-        class_folder.read(tmp_path / "empty", Naming())
-    source = class_folder_of(tmp_path / "source")
-    np.save(source / "cat.npy", np.zeros((1, 3)))
-    with pytest.raises(MaskError, match="two masks of the class 'cat'"):
-        class_folder.read(source, Naming())
-
-
-def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
-    masks = class_folder.read(class_folder_of(tmp_path / "source"), Naming())
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "thesis.doc").write_text("precious")
-    with pytest.raises(OutputError, match=r"it holds thesis\.doc, which is no mask"):
-        class_folder.write(out, masks)
-    assert [path.name for path in out.iterdir()] == ["thesis.doc"]
-    (tmp_path / "file").write_text("a file")
-    with pytest.raises(OutputError, match="not a folder"):
-        class_folder.write(tmp_path / "file", masks)
-    with pytest.raises(OutputError, match="cannot write"):
-        class_folder.write(tmp_path / "no such folder" / "out", masks)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out", "source"]

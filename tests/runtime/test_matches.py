@@ -204,6 +204,19 @@ def test_a_score_changes_nothing_about_what_is_uncertain() -> None:
     assert np.array_equal(one.uncertain, other.uncertain)
 
 
+def test_without_softening_a_score_decides_what_is_uncertain() -> None:
+    rows, columns = np.mgrid[:70, :50]
+    halved = {"circle": np.where((rows - 35) ** 2 + (columns - 25) ** 2 < 300, np.float32(0.5), np.float32(0))}
+    config = RefineConfig(certainty_filter=(0.4, 0.6), beta=0.1, soften=0.0)
+    with Refiner.from_engine("tiny") as refiner:
+        refiner.set_image(np.full((70, 50, 3), 90, np.uint8))
+        refinement = refiner.refine(halved, config=config, keep=NEEDED)
+    (one,) = class_matches(halved, refinement, config)
+    changed = refinement.probabilities["circle"] != halved["circle"]
+    assert changed.any()
+    assert np.array_equal(one.uncertain, halved["circle"] > 0)
+
+
 @pytest.mark.parametrize("resolution", ["grid", "pixel"])
 def test_of_a_refinement(resolution: str) -> None:
     rows, columns = np.mgrid[:70, :50]

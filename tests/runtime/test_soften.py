@@ -82,7 +82,13 @@ def test_two_valued_masks_are_softened_and_others_are_not() -> None:
 )
 def test_a_mask_with_a_score_is_that_of_0_and_1_times_the_score(values: list[float], score: float | None) -> None:
     mask = np.array([values], dtype=np.float32)
-    shape, found = unscored(mask)
+    shape, found = unscored(mask, None)
+    asked, same = unscored(mask, 0.1)
+    assert np.array_equal(asked, shape)
+    assert same == found
+    untouched, one = unscored(mask, 0.0)
+    assert untouched is mask, "no softening: the filter sees it as it is"
+    assert one == 1
     assert np.array_equal(shape * np.float32(found), mask)
     if score is None:
         assert found == 1

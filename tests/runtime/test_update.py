@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from g4seg_trt.errors import ConfigError, MaskError
+from g4seg_trt.masks.labels import NO_BACKGROUND
 from g4seg_trt.update import BackgroundRule, apply_residual, in_filter, label_map, mix
 
 Floats = npt.NDArray[np.float32]
@@ -206,6 +207,37 @@ def test_rules_that_can_be_read() -> None:
         assert str(BackgroundRule.parse(text)) == text
     with pytest.raises(ConfigError, match="constant:2"):
         BackgroundRule("constant", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("constant:0.5", "constant:0.5"),
+        ("constant:1", "constant:1"),
+        ("constant:.15", "constant:0.15"),
+        ("power:1", "power:1"),
+        ("power:10", "power:10"),
+        ("power:2.50", "power:2.5"),
+        ("channel", "channel"),
+        ("constant:0.1234567", "constant:0.1234567"),
+        ("power:1e30", "power:1e+30"),
+    ],
+)
+def test_rules_are_told_in_full(text: str, told: str) -> None:
+    assert str(BackgroundRule.parse(text)) == told
+    assert str(BackgroundRule("power", 1)) == "power:1", "a whole number too"
+
+
+@given(st.floats(1e-300, 1) | st.floats(2.0**-100, 1, width=32))
+def test_what_a_rule_is_told_as_is_the_rule(value: float) -> None:
+    for rule in (BackgroundRule("constant", value), BackgroundRule("power", value)):
+        if rule != NO_BACKGROUND:
+            assert BackgroundRule.parse(str(rule)) == rule
+
+
+def test_no_background_has_a_name() -> None:
+    assert str(NO_BACKGROUND) == "none"
+    assert str(BackgroundRule("power", NO_BACKGROUND.value)).startswith("power:1.17549435")
 
 
 def test_maps_of_different_sizes_and_no_map() -> None:
