@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 
-IMAGES, KILLS = (int(number) for number in os.environ.get("G4SEG_TEST_KILLS", "36,4").split(","))
-"""Images and kills; G4SEG_TEST_KILLS=200,20 is the thorough run."""
+IMAGES, KILLS = 200, 20
 
 Outputs = Callable[[Path], dict[str, bytes]]
 Lines = Callable[[Path], list[dict[str, object]]]
