@@ -57,11 +57,10 @@ class RayRefiner:
 
     A Ray Data dataset of names, and of nothing else, goes through `map_batches` with an actor pool. Each worker reads
     its images and masks, refines them and writes the outputs, in the threads that a single process does this with.
-    Stages of their own for reading and writing, as Ray Data would have them, put every block between two stages into
-    the object store; an image with its masks and probabilities is megabytes there and back, and they would take CPUs
-    from the workers, for what a thread of the worker does beside the networks. So only names and figures travel. The
-    files are the same, byte for byte, for any number of workers: a result depends on the batch size, never on its
-    neighbours.
+    Stages of their own for reading and writing would put an image, its masks and probabilities into the object store,
+    there and back (on two cores 5 ms for an image of 500 x 375 pixels with 2 maps, 18 with 21), and take CPUs from the
+    workers, for what a thread of the worker does beside the networks. So only names and figures travel. The files are
+    the same, byte for byte, for any number of workers: a result depends on the batch size, never on its neighbours.
 
     This process alone holds the output folder and appends to the records: it withdraws the record of an image whose
     inputs have changed before a worker is given it, and adds one when the worker has written all its files. A worker
