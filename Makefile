@@ -46,7 +46,7 @@ demo: $(VENV)/.cpu
 test: $(VENV)/.dev $(VENV)/.tensorrt-api
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Every benchmark that this machine can run; ARGS="--small" takes minutes, all of it two hours.
+# Every benchmark that this machine can run; ARGS="--small" takes half an hour, all of it two and a half.
 bench: $(VENV)/.dev
 	$(BIN)/python -m g4seg_bench.everything $(ARGS)
 

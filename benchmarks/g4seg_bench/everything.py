@@ -1,7 +1,8 @@
 """Every benchmark that this machine can run, one after the other: ``make bench``.
 
 What it cannot run is named with the reason. Records go to benchmarks/results, from which the README's tables are made
-(``python -m g4seg_bench.readme``). At true size engines are built first, unless they are there: two hours in all.
+(``python -m g4seg_bench.readme``). At true size engines are built first, unless they are there: two and a half hours in
+all.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--engines", type=Path, metavar="DIR", help="keep the engines of true size there, and use those that are there")
     add("--runs", type=count, default=3, help="of each side at true size (default: %(default)s)")
     add("--only", action="append", metavar="NAME", help="this benchmark, and others named so (default: all)")
-    add("--small", action="store_true", help="only those with the embedded engine: some ten minutes")
+    add("--small", action="store_true", help="only those with the embedded engine: half an hour")
     return parser
 
 
