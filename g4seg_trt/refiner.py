@@ -17,10 +17,10 @@ from g4seg_trt.config import RefineConfig, resolve_config
 from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.result import Result
 from g4seg_trt.dataset.run import refine_into, refine_items
-from g4seg_trt.dataset.settings import RunOptions, run_settings
+from g4seg_trt.dataset.settings import asked_for
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.errors import ConfigError, G4SegError, ImageError
-from g4seg_trt.postprocess import PostProcess, parse_post
+from g4seg_trt.postprocess import PostProcess
 from g4seg_trt.preparation import Preparation, PreparedImage, prepare_image, prepare_masks
 from g4seg_trt.prompt import PromptEncoder
 from g4seg_trt.refinement import KEEP, Refinement, assemble, check_keep
@@ -318,13 +318,10 @@ class Refiner:
                 take the place of an input.
             EngineError: if a network fails.
         """
-        rule = None if background is None else BackgroundRule.of(background)
-        post = parse_post(post) if isinstance(post, str) else post
-        if post is not None:
-            post.check()
         part = source.part(shard, limit)
-        settings = run_settings(self.fingerprint(), config or self.config, rule, source.table, post)
-        options = RunOptions(config or self.config, rule, check_keep(keep), prefetch, post=post)
+        settings, options = asked_for(
+            self.fingerprint(), source.table, config or self.config, background, post, keep=keep, prefetch=prefetch
+        )
         if output is None:
             asked = {"resume": resume, "overlay": overlay, "matches": matches}
             if given := [name for name, wanted in asked.items() if wanted]:

@@ -39,10 +39,10 @@ from g4seg_trt.dataset.folder import OutputFolder
 from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.result import Result
 from g4seg_trt.dataset.run import make_plan, recorder, refine_into
-from g4seg_trt.dataset.settings import RunOptions, run_settings
+from g4seg_trt.dataset.settings import RunOptions, asked_for
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.errors import ClusterError, ConfigError, G4SegError
-from g4seg_trt.postprocess import PostProcess, parse_post
+from g4seg_trt.postprocess import PostProcess
 from g4seg_trt.update import BackgroundRule
 
 _IMAGES_IN_TASK = 8
@@ -208,13 +208,10 @@ class RayRefiner:
             ConfigError, MissingExtraError, OutputError, EngineError: as Refiner.refine_dataset.
             ClusterError: if the workers do not see the same files, or keep dying. What was finished stays.
         """
-        rule = None if background is None else BackgroundRule.of(background)
-        post = parse_post(post) if isinstance(post, str) else post
-        if post is not None:
-            post.check()
         part = source.part(shard, limit)
-        settings = run_settings(self.fingerprint(), config or self.config, rule, source.table, post)
-        options = RunOptions(config or self.config, rule, prefetch=prefetch, post=post)
+        settings, options = asked_for(
+            self.fingerprint(), source.table, config or self.config, background, post, prefetch=prefetch
+        )
         layout = Layout(Path(output), overlay, matches, source.keeps_names)
         return refine_into(self.refine_items, part, settings, options, layout, resume=resume, shard=shard)
 

@@ -87,22 +87,16 @@ def check_done(record: Record, item: Item, plan: Plan, layout: Layout, truth_sha
         InputError: if an input or the label picture cannot be read.
     """
     details = record.details
-    same_truth = truth_sha256 is None or details.get("truth_sha256") == truth_sha256
-    stored: Mapping[str, Any] = (details.get("counts") or {}) if same_truth else {}
-    compared = same_truth and details.get("compare_sha256") == plan.compare_sha256
-    if truth_sha256 is not None and plan.compare is not None and not compared:
+    if truth_sha256 is None:  # nobody asks how it compared with the one of an earlier run
+        known = _known_figures(details).items()
+        raise DoneBefore(record, {name: replace(one, iou_before=None, iou_after=None) for name, one in known}, None)
+    same_truth = details.get("truth_sha256") == truth_sha256
+    if plan.compare is not None and not (same_truth and details.get("compare_sha256") == plan.compare_sha256):
         return
     if same_truth:
-        known = [field.name for field in fields(ClassFigures)]
-        classes = {
-            name: ClassFigures(*(values[field] for field in known))
-            for name, values in details.get("classes", {}).items()
-        }
-        if truth_sha256 is None:  # nobody asks how it compared with the one of an earlier run
-            classes = {name: replace(one, iou_before=None, iou_after=None) for name, one in classes.items()}
-            raise DoneBefore(record, classes, None)
+        stored: Mapping[str, Any] = details.get("counts") or {}
         counts = {row: NamedCounts.from_mapping(one) for row, one in stored.items()} or None
-        raise DoneBefore(record, classes, counts)
+        raise DoneBefore(record, _known_figures(details), counts)
     size = details.get("size")
     done = read_done(item, layout, plan.rule, plan.table, None if size is None else (size[0], size[1]))
     if done.truth is None:
@@ -119,6 +113,14 @@ def check_done(record: Record, item: Item, plan: Plan, layout: Layout, truth_sha
         "compare_sha256": None,
     }
     raise DoneBefore(replace(record, details={**details, **new}), measured, counts, remeasured=True)
+
+
+def _known_figures(details: Mapping[str, Any]) -> dict[str, ClassFigures]:
+    """The figures of each class that a record holds."""
+    known = [field.name for field in fields(ClassFigures)]
+    return {
+        name: ClassFigures(*(values[field] for field in known)) for name, values in details.get("classes", {}).items()
+    }
 
 
 def draw_done(item: Item, layout: Layout, rule: BackgroundRule | None, table: ClassTable | None) -> Pictures | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.config import RefineConfig
 from g4seg_trt.dataset.record import settings_digest
-from g4seg_trt.postprocess import PostProcess
+from g4seg_trt.postprocess import PostProcess, parse_post
+from g4seg_trt.refinement import check_keep
 from g4seg_trt.update import BackgroundRule
 
 OWN_BACKGROUND = "the masks' own"
@@ -72,6 +73,36 @@ def run_settings(
         **({} if post is None else {f"post {name}": value for name, value in post.parameters().items()}),
         **({"refinement": "none"} if config is None else config.to_mapping()),
     }
+
+
+def asked_for(
+    fingerprint: Mapping[str, str],
+    table: ClassTable | None,
+    config: RefineConfig,
+    background: BackgroundRule | str | None,
+    post: PostProcess | str | None,
+    *,
+    keep: Collection[str] = (),
+    prefetch: int,
+) -> tuple[dict[str, Any], RunOptions]:
+    """The settings of a run and how to refine, from the arguments of Refiner.refine_dataset.
+
+    Args:
+        fingerprint: of the Refiner.
+        table: the data set's classes.
+        config: the settings of the refinement.
+        background, post, keep, prefetch: as of Refiner.refine_dataset.
+
+    Raises:
+        ConfigError: for a setting that is not allowed.
+        MissingExtraError: if the post-processing needs a package that is not installed.
+    """
+    rule = None if background is None else BackgroundRule.of(background)
+    post = parse_post(post) if isinstance(post, str) else post
+    if post is not None:
+        post.check()
+    options = RunOptions(config, rule, check_keep(keep), prefetch, post=post)
+    return run_settings(fingerprint, config, rule, table, post), options
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
