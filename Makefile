@@ -43,8 +43,10 @@ demo: $(VENV)/.cpu
 		--output $(DEMO_OUTPUT)/probability.png --label $(DEMO_OUTPUT)/label.png \
 		--overlay $(DEMO_OUTPUT)/overlay.png
 
+# No test takes minutes; one that waits for what never comes says where. Two processes: one that dies ends the tests,
+# for pytest-xdist, which would replace it, has been seen to wait for the dead one.
 test: $(VENV)/.dev $(VENV)/.tensorrt-api
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --timeout 600
 
 # Every benchmark that this machine can run; ARGS="--small" takes half an hour, all of it two and a half.
 bench: $(VENV)/.dev

@@ -22,6 +22,8 @@ MOST_THREADS = 4
 _PATIENCE = 5.0
 """Seconds to wait for a cluster's answer; Ray itself would go on trying for minutes."""
 
+_TOKEN = "it asks for its token: set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+
 
 @dataclass(frozen=True)
 class Node:
@@ -95,7 +97,8 @@ def connect(address: str) -> bool:
         ray.init(address=address, **options)
     except Exception as error:  # Ray raises nothing more special, also when its processes do not come up in time
         ray.shutdown()
-        raise ClusterError(_not_reached(address, str(error))) from error
+        why = _TOKEN if _asks_for_token(error) else str(error)
+        raise ClusterError(_not_reached(address, why)) from error
     return True
 
 
@@ -154,6 +157,15 @@ def _check_address(address: str) -> None:
         socket.create_connection((found["host"].strip("[]"), int(found["port"])), _PATIENCE).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(_not_reached(address, str(error))) from error
+
+
+def _asks_for_token(error: BaseException | None) -> bool:
+    """Whether the cluster was there and turned this process away; Ray says so further down only."""
+    while error is not None:
+        if "authentication token" in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _not_reached(address: str, why: str) -> str:

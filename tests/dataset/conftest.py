@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,11 +33,12 @@ class Dataset(DataFolder):
         arguments += ["--class-name", "disc", "--output", output or self.output, "--threads", 1, *more]
         return [sys.executable, "-c", PROGRAM, *map(str, arguments)]
 
-    def refine(self, *more: object, output: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def refine(
+        self, *more: object, output: Path | None = None, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """The command as a process of its own."""
-        return subprocess.run(
-            self.command(*more, output=output), capture_output=True, text=True, timeout=120, check=False
-        )
+        command = self.command(*more, output=output)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
     def start(self, *more: object, output: Path | None = None) -> subprocess.Popen[str]:
         """The same, not waited for."""
@@ -105,3 +108,17 @@ def read_lines(folder: Path) -> list[dict[str, object]]:
 def lines_of() -> Callable[[Path], list[dict[str, object]]]:
     """lines_of(folder) -> the lines of its records."""
     return read_lines
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What takes the place of the module ray: an object store, and one worker, which is this process."""
+    store = SimpleNamespace(
+        put=lambda value: pickle.dumps(value),
+        get=lambda data: pickle.loads(data),
+        exceptions=SimpleNamespace(RayTaskError=ZeroDivisionError, RayError=ZeroDivisionError),
+        get_runtime_context=lambda: SimpleNamespace(get_actor_id=lambda: "one"),
+    )
+    for module in ("worker", "refiner"):
+        monkeypatch.setattr(f"g4seg_trt.cluster.{module}.import_ray", lambda: store)
+    return store

@@ -4,45 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
-from g4seg_trt.cluster.connection import import_ray
-from g4seg_trt.cluster.permit import Permit
-from g4seg_trt.cluster.refiner import RayRefiner
-from g4seg_trt.cluster.worker import (
-    BEFORE,
-    OUTCOMES,
-    PADDING,
-    PLACE,
-    Assignment,
-    EngineOptions,
-    LookingWorker,
-    Outcome,
-    RefiningWorker,
-    bare_record,
-    working_folder,
-)
-from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.result import FAILED, REFINED, SKIPPED, Result
-from g4seg_trt.dataset.run import StopRun, make_plan
-from g4seg_trt.dataset.settings import RunOptions, run_settings
 from g4seg_trt.dataset.source import DatasetSource
-from g4seg_trt.errors import G4SegError, InputError
 from g4seg_trt.refiner import Refiner
+from tests.dataset.ray_cluster import PATIENCE, WORKERS, Cluster, ray_cluster
 
 if TYPE_CHECKING:
     from tests.dataset.conftest import Dataset
@@ -55,10 +32,10 @@ Lines = Callable[[Path], list[dict[str, object]]]
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[RayRefiner]:
-    """Two workers of one thread; Ray runs on this machine until the module ends."""
-    with RayRefiner.from_engine("tiny", workers=2, threads=1) as refiner:
-        yield refiner
+def cluster() -> Iterator[Cluster]:
+    """Until the module ends."""
+    with ray_cluster() as started:
+        yield started
 
 
 def source_of(dataset: Dataset, **more: Any) -> DatasetSource:
@@ -75,13 +52,13 @@ def stems_of(lines: list[dict[str, object]]) -> list[str]:
 
 
 def test_files_and_records_are_those_of_a_single_process(
-    pool: RayRefiner, refiner: Refiner, make: Make, outputs_of: Outputs, lines_of: Lines
+    cluster: Cluster, refiner: Refiner, make: Make, outputs_of: Outputs, lines_of: Lines
 ) -> None:
     dataset = make(11)
     (dataset.masks / "im 004.png").write_bytes(b"no picture")
     source, one, many = source_of(dataset, truth=dataset.truth), dataset.root / "one", dataset.root / "many"
     expected = {result.stem: result for result in refiner.refine_dataset(source, one, overlay=True)}
-    found = {result.stem: result for result in pool.refine_dataset(source, many, overlay=True)}
+    found = {result.stem: result for result in cluster.refine(source, many, overlay=True)}
     assert outputs_of(many) == outputs_of(one)
     assert len(outputs_of(many)) == 4 * 10
     assert sorted(found) == sorted(expected)
@@ -105,7 +82,7 @@ def test_files_and_records_are_those_of_a_single_process(
 
 
 def test_a_resumed_run_does_what_differs_and_skips_the_rest(
-    pool: RayRefiner, refiner: Refiner, make: Make, outputs_of: Outputs, lines_of: Lines
+    cluster: Cluster, refiner: Refiner, make: Make, outputs_of: Outputs, lines_of: Lines
 ) -> None:
     dataset = make(9)
     list(refiner.refine_dataset(source_of(dataset), dataset.output))
@@ -114,7 +91,7 @@ def test_a_resumed_run_does_what_differs_and_skips_the_rest(
     shutil.copy(dataset.images / "im 005.png", dataset.images / "im 004.png")
     (dataset.output / "label" / "im 007.png").unlink()
     (dataset.images / "im 008.png").write_bytes(b"no picture")
-    results = {result.stem: result for result in pool.refine_dataset(source_of(dataset), dataset.output, resume=True)}
+    results = {result.stem: result for result in cluster.refine(source_of(dataset), dataset.output, resume=True)}
     assert {stem: result.redone for stem, result in results.items() if result.state == REFINED} == {
         "im 001": ("masks",),
         "im 004": ("image",),
@@ -140,7 +117,7 @@ def test_a_resumed_run_does_what_differs_and_skips_the_rest(
 
 
 def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
-    pool: RayRefiner, refiner: Refiner, make: Make, outputs_of: Outputs, lines_of: Lines
+    cluster: Cluster, refiner: Refiner, make: Make, outputs_of: Outputs, lines_of: Lines
 ) -> None:
     dataset = make(17)
     list(refiner.refine_dataset(source_of(dataset), dataset.root / "one"))
@@ -148,33 +125,25 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     real = dataset.root / "real.png"
     image.replace(real)
     os.mkfifo(image)  # who reads it waits for a writer
-    results: list[Result] = []
-    run = threading.Thread(
-        target=lambda: results.extend(pool.refine_dataset(source_of(dataset), dataset.output)), daemon=True
-    )
-    run.start()
-    pipe = write_end(image, run)
-    try:
-        worker = reader(image)
-        os.kill(worker, signal.SIGKILL)
-    finally:  # a run that is still there when Ray ends takes this process with it
+    with cluster.start(source_of(dataset), dataset.output) as run:
+        pipe = write_end(image, run.process)
+        os.kill(reader(image), signal.SIGKILL)
         real.replace(image)
         os.close(pipe)
-        run.join(300)
-    assert not run.is_alive()
+        results = run.results()
     assert states(results) == {REFINED: 17}
     assert sorted(result.stem for result in results) == sorted(dataset.stems)
     assert outputs_of(dataset.output) == outputs_of(dataset.root / "one")
     assert stems_of(lines_of(dataset.output)) == sorted(dataset.stems)
 
 
-def write_end(fifo: Path, run: threading.Thread) -> int:
+def write_end(fifo: Path, run: subprocess.Popen[bytes]) -> int:
     """Open a pipe for writing as soon as somebody reads it."""
     while True:
         try:
             return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
-            assert run.is_alive()
+            assert run.poll() is None, run.communicate()
             time.sleep(0.02)
 
 
@@ -192,37 +161,39 @@ def reader(fifo: Path) -> int:
 
 
 def test_ctrl_c_keeps_what_is_finished_and_a_single_process_goes_on(
-    pool: RayRefiner, make: Make, outputs_of: Outputs, lines_of: Lines
+    cluster: Cluster, make: Make, outputs_of: Outputs, lines_of: Lines
 ) -> None:
-    assert pool.room.workers == 2
     dataset = make(40)
     last = dataset.images / f"{dataset.stems[-1]}.png"
     real = dataset.root / "real.png"
     last.replace(real)
     os.mkfifo(last)  # the run cannot end before it is asked to
-    address = import_ray().get_runtime_context().gcs_address
-    command = dataset.command("--ray", address, "--workers", 2, "--json", "-")
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    command = dataset.command("--ray", cluster.address, "--workers", WORKERS, "--json", "-")
     records = dataset.output / "records" / "all.jsonl"
-    while process.poll() is None and (not records.exists() or records.read_bytes().count(b'"stem"') < 2):
-        time.sleep(0.02)
-    assert process.poll() is None, process.communicate()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    asked = time.monotonic()
-    while process.poll() is None and time.monotonic() < asked + 300:
-        try:
-            os.close(os.open(last, os.O_WRONLY | os.O_NONBLOCK))  # lets a worker that has come this far go on
-        except OSError:
-            time.sleep(0.05)
-    out, error = process.communicate(timeout=60)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=cluster.environment, start_new_session=True
+    )
+    try:
+        while process.poll() is None and (not records.exists() or records.read_bytes().count(b'"stem"') < 2):
+            time.sleep(0.02)
+        assert process.poll() is None, process.communicate()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        asked = time.monotonic()
+        while process.poll() is None and time.monotonic() < asked + PATIENCE:
+            try:
+                os.close(os.open(last, os.O_WRONLY | os.O_NONBLOCK))  # lets a worker that has come this far go on
+            except OSError:
+                time.sleep(0.05)
+    finally:
+        process.kill()
+        out, error = process.communicate()
     assert process.returncode == 130, error
     report = json.loads(out)
     done = stems_of(lines_of(dataset.output))
     assert report["refined"] == len(done)
     assert 2 <= len(done) < 40
-    assert report["ray"] == {"address": address, "workers": 2, "threads": 1, "gpu": False}
+    assert report["ray"] == {"address": cluster.address, "workers": WORKERS, "threads": 1, "gpu": False}
     assert f"interrupted: {len(done)} of 40 images are done, go on with --resume" in error
     assert not [path for path in (dataset.output / "records").iterdir() if path.suffix == ".part"]
     last.unlink()
@@ -234,15 +205,13 @@ def test_ctrl_c_keeps_what_is_finished_and_a_single_process_goes_on(
     assert outputs_of(dataset.output) == outputs_of(dataset.root / "whole")
 
 
-def test_the_command_says_the_same_as_without_ray(pool: RayRefiner, make: Make, outputs_of: Outputs) -> None:
-    assert pool.room.workers == 2
+def test_the_command_says_the_same_as_without_ray(cluster: Cluster, make: Make, outputs_of: Outputs) -> None:
     dataset = make(8)
     for number in (6, 1):
         (dataset.masks / f"im 00{number}.{'npz' if number == 6 else 'png'}").unlink()
-    address = import_ray().get_runtime_context().gcs_address
     options = ("--ground-truth", dataset.truth, "--post", "pamr")
     one = dataset.refine(*options, output=dataset.root / "one")
-    many = dataset.refine(*options, "--ray", address, "--workers", 2)
+    many = dataset.refine(*options, "--ray", cluster.address, "--workers", WORKERS, environment=cluster.environment)
     assert (one.returncode, many.returncode) == (3, 3), many.stderr
 
     def told(text: str) -> list[str]:
@@ -257,88 +226,13 @@ def test_the_command_says_the_same_as_without_ray(pool: RayRefiner, make: Make, 
     assert outputs_of(dataset.output) == outputs_of(dataset.root / "one")
 
 
-@pytest.fixture
-def assignment(pool: RayRefiner, dataset: Dataset) -> Iterator[Assignment]:
-    """What the workers of a run over the data set would be told."""
-    layout = Layout(dataset.output)
-    for folder in (layout.root, *layout.folders(), layout.records):
-        folder.mkdir()
-    source, options = source_of(dataset), RunOptions(pool.config)
-    plan = make_plan(source, run_settings(pool.fingerprint(), pool.config, None, None), options, layout)
-    with Permit.issue(layout.records) as permit:
-        yield Assignment(
-            EngineOptions("tiny", threads=1),
-            pool.fingerprint(),
-            plan,
-            import_ray().put(source),
-            permit,
-            2,
-            frozenset(),
-            working_folder(),
-        )
-
-
-def outcomes(worker: LookingWorker | RefiningWorker, *places: int) -> list[Outcome]:
-    """A task given to a worker in this process."""
-    column = np.array([bare_record(None, withdrawn=False)] * len(places), dtype=object)
-    rows = worker({PLACE: np.array(places), BEFORE: column})
-    return [outcome for row in rows for outcome in pickle.loads(row[OUTCOMES][0])]
-
-
-def message(worker: LookingWorker | RefiningWorker) -> str:
-    """What ends the run at the first task."""
-    outcome = outcomes(worker, 0)[0]
-    assert isinstance(outcome, G4SegError)
-    assert "\n" not in str(outcome)
-    return str(outcome)
-
-
-def test_a_task_ends_where_the_run_ends(assignment: Assignment, outputs_of: Outputs, dataset: Dataset) -> None:
-    worker = RefiningWorker(assignment)
-    (first,) = outcomes(worker, 3, PADDING, PADDING)
-    assert isinstance(first, Result)
-    assert first.stem == dataset.stems[3]
-    assert len(outputs_of(dataset.output)) == 3
-    assignment.permit.path.unlink()  # as if the run had been killed, and its folder were another one's
-    job = worker._job(0, bare_record(None, withdrawn=False))
-    image, maps, _ = job.load()
-    with Refiner.from_engine("tiny", threads=1) as refiner:
-        refiner.set_image(image)
-        refinement = refiner.refine(maps)
-    with pytest.raises(StopRun):
-        job.finish(job.work(job.completed(refinement)))
-    assert len(outputs_of(dataset.output)) == 3
-
-
-def test_a_task_that_workers_die_over_is_given_up_by_name(assignment: Assignment, dataset: Dataset) -> None:
-    worker = RefiningWorker(assignment)
-    for _ in range(3):  # dead workers never come to the end of theirs
-        assignment.permit.attempt(1).__enter__()
-    (outcome,) = outcomes(worker, 1, 2)
-    assert isinstance(outcome, G4SegError)
-    assert f"3 workers died over these images: {dataset.stems[1]}.png, {dataset.stems[2]}.png;" in str(outcome)
-    assert all(isinstance(one, Result) for one in outcomes(worker, 1, 2)), "counted anew once it is told"
-
-
-def test_machines_that_see_other_files_are_one_line(assignment: Assignment, dataset: Dataset, tmp_path: Path) -> None:
-    elsewhere = replace(assignment, permit=Permit(tmp_path / "other" / "records" / "permit"))
-    assert "other is not the output folder there" in message(RefiningWorker(elsewhere))
-    assert "not the output folder" in message(LookingWorker(elsewhere))
-    engine = replace(assignment, engine=EngineOptions(str(tmp_path / "none")))
-    assert f"engine {tmp_path / 'none'} does not exist" in message(RefiningWorker(engine))
-    other = replace(assignment, fingerprint={**assignment.fingerprint, "engine manifest sha256": "0" * 64})
-    assert "engine is another one there: engine manifest sha256" in message(RefiningWorker(other))
-    dataset.images.rename(dataset.root / "moved")
-    assert f"{dataset.images} is no folder there" in message(RefiningWorker(assignment))
-
-
-def test_every_error_of_an_image_comes_through_as_it_is(assignment: Assignment, dataset: Dataset) -> None:
-    (dataset.images / f"{dataset.stems[0]}.png").write_bytes(b"no picture")
-    (outcome,) = outcomes(LookingWorker(assignment), 0)
-    assert not isinstance(outcome, Result), "it is only looked at"
-    (result,) = outcomes(RefiningWorker(assignment), 0)
-    assert isinstance(result, Result)
-    assert isinstance(result.error, InputError)
+def test_a_cluster_that_asks_for_a_token_says_so(cluster: Cluster, make: Make) -> None:
+    dataset = make(1)
+    done = dataset.refine("--ray", cluster.address, environment={**os.environ, "RAY_AUTH_MODE": "disabled"})
+    assert done.returncode == 1
+    assert f"no Ray cluster can be joined at {cluster.address} (it asks for its token: set RAY_AUTH_MODE" in done.stderr
+    assert "\n  " not in done.stderr, "no traceback"
+    assert not dataset.output.exists()
 
 
 def test_the_product_does_not_load_ray_without_being_asked() -> None:

@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,17 +29,12 @@ if TYPE_CHECKING:
 KINDS = ("probability", "label", "masks")
 
 
+pytestmark = pytest.mark.usefixtures("without_ray")
+
+
 @pytest.fixture
 def pool(refiner: Refiner, monkeypatch: pytest.MonkeyPatch) -> RayRefiner:
     """One worker, which takes one row after the other."""
-    store = SimpleNamespace(
-        put=lambda value: pickle.dumps(value),
-        get=lambda data: pickle.loads(data),
-        exceptions=SimpleNamespace(RayTaskError=ZeroDivisionError, RayError=ZeroDivisionError),
-        get_runtime_context=lambda: SimpleNamespace(get_actor_id=lambda: "one"),
-    )
-    for module in ("worker", "refiner"):
-        monkeypatch.setattr(f"g4seg_trt.cluster.{module}.import_ray", lambda: store)
 
     def mapped(_: RayRefiner, kind: Any, rows: list[tuple[int, bytes]], work: Any) -> Iterator[Any]:
         worker = kind(work)
