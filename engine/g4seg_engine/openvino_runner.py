@@ -8,6 +8,7 @@ the engine directory (see `openvino_cache`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from types import ModuleType, TracebackType
@@ -73,7 +74,8 @@ class OpenVinoRunner:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
         }
-        self._core: Any = self._openvino.Core()
+        self._core = shared_core()
+        self._closed = False
         self._lock = Lock()
         self._requests: dict[int, Request] = {}
         self._request(batch if spec.max_batch > 1 else 1)
@@ -83,7 +85,7 @@ class OpenVinoRunner:
         batch = check_inputs(self.spec, inputs)
         held = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         with self._lock:
-            if self._core is None:
+            if self._closed:
                 raise EngineError(f"{self.spec.name}: this runner is closed")
             request = self._request(batch).request
             try:
@@ -96,7 +98,7 @@ class OpenVinoRunner:
         """Frees the compiled network, after the run that is under way."""
         with self._lock:
             self._requests.clear()
-            self._core = None
+            self._closed = True
 
     def __enter__(self) -> OpenVinoRunner:
         return self
@@ -190,6 +192,20 @@ def require_openvino() -> ModuleType:
         raise MissingExtraError.for_package("openvino", "openvino") from error
     module: ModuleType = openvino
     return module
+
+
+@lru_cache(maxsize=1)
+def shared_core() -> Any:
+    """OpenVINO's Core, which this process keeps until it ends.
+
+    The Core that loads the plugin for CPUs gives the thread that it does so in a stack for signals. When it goes, it
+    frees that memory from whatever thread, and with several Cores the stack that is put back can be one that is gone:
+    the next signal that Python handles, such as Ctrl-C, then ends the process (seen with OpenVINO 2026.4.1).
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
+    return require_openvino().Core()
 
 
 def _check_graph(path: Path, spec: NetworkSpec, model: Any) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from g4seg_engine.manifest import load_engine
 from g4seg_engine.openvino_norms import norm_by_channel
+from g4seg_engine.openvino_runner import shared_core
 from g4seg_trt.refiner import EMBEDDED
 
 openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
@@ -33,7 +34,7 @@ def group_norm(shape: tuple[int, int, int, int], groups: int, *, scale: float = 
 
 
 def run(model: Any, values: Any) -> Any:
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = shared_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return next(iter(compiled([values]).values()))
 
 
@@ -74,7 +75,7 @@ def test_norms_with_factors_of_their_own_stay(factors: dict[str, float]) -> None
 
 @pytest.mark.parametrize("network", ["vae_encoder", "vae_decoder", "unet"])
 def test_the_networks_compute_the_same(network: str) -> None:
-    core, path = openvino.Core(), Path(TINY / MANIFEST.networks[network].files[0].file)
+    core, path = shared_core(), Path(TINY / MANIFEST.networks[network].files[0].file)
     spec = MANIFEST.spec(network)
     shapes = {tensor.name: [2 if isinstance(size, str) else size for size in tensor.shape] for tensor in spec.inputs}
     generator = np.random.default_rng(0)
