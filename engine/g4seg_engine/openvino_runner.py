@@ -28,6 +28,8 @@ from g4seg_engine.spec import BATCH, NetworkSpec, show_shape
 PRECISIONS: Mapping[str, str] = {"fp32": "f32", "bf16": "bf16"}
 """Compute precisions, and what OpenVINO calls them."""
 
+_one_core = Lock()
+
 _DTYPES = {"f32": "float32", "f16": "float16", "i64": "int64"}
 
 
@@ -194,17 +196,22 @@ def require_openvino() -> ModuleType:
     return module
 
 
-@lru_cache(maxsize=1)
 def shared_core() -> Any:
     """OpenVINO's Core, which this process keeps until it ends.
 
-    The Core that loads the plugin for CPUs gives the thread that it does so in a stack for signals. When it goes, it
-    frees that memory from whatever thread, and with several Cores the stack that is put back can be one that is gone:
-    the next signal that Python handles, such as Ctrl-C, then ends the process (seen with OpenVINO 2026.4.1).
+    A Core gives the thread that loads its plugin for CPUs another stack for signals (sigaltstack), and frees that when
+    it goes, from whatever thread. Of several Cores one may put back the stack of another that is gone already. The
+    next signal that Python handles, Ctrl-C for one, would end the process then (seen with OpenVINO 2026.4.1).
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
     """
+    with _one_core:
+        return _core()
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
     return require_openvino().Core()
 
 

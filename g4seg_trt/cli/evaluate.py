@@ -233,12 +233,12 @@ def _unruled(arguments: argparse.Namespace, files: SetFiles, pairing: Pairing) -
 
 def _warnings(files: SetFiles, summary: dict[str, Any]) -> list[str]:
     """What makes figures meaningless without being an error in any one file."""
+    from g4seg_trt.evaluate.text import without_objects
+
     figures = summary["figures"]
+    if problem := without_objects(summary):
+        return [problem]
     objects = [one for one in figures["classes"] if one["id"] != 0]
-    if summary["images"] and not any(one["true_pixels"] for one in objects):
-        return [
-            "no pixel of the ground truth has a class: label pictures hold the data set's ids, and 255 does not count"
-        ]
     labelled = any(one["predicted_pixels"] for one in objects)
     if files.predictions.labels_only and figures["unlabelled_pixels"] and not labelled:
         return [

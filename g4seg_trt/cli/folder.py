@@ -45,7 +45,7 @@ from g4seg_trt.dataset.untouched import Untouched
 from g4seg_trt.errors import G4SegError, OutputError
 from g4seg_trt.evaluate import NamedEvaluation, comparison_lines, report_lines
 from g4seg_trt.evaluate.named import RESULT
-from g4seg_trt.evaluate.text import percent
+from g4seg_trt.evaluate.text import percent, without_objects
 from g4seg_trt.masks.gather import some
 from g4seg_trt.outputs import check_distinct, folder_files
 from g4seg_trt.postprocess import parse_post
@@ -80,10 +80,10 @@ def refine_folder(arguments: argparse.Namespace) -> int:
         {entry.stem: place for place, entry in enumerate(source.entries)},
         evaluation=NamedEvaluation(table),
     )
-    with tally.timings.stage("open"):
+    with tally.timings.stage("open"), redirect_stdout(sys.stderr):
         refiner, config = _opened(arguments)
     stopped_by: G4SegError | None = None
-    with refiner, redirect_stdout(sys.stderr):  # Ray tells of its workers on stdout
+    with redirect_stdout(sys.stderr), refiner:  # Ray tells of its workers on stdout, also when it ends
         facts = _facts(arguments, refiner, config)
         settings = run_settings(refiner.fingerprint(), config, rule, table, post)
         with (
@@ -110,7 +110,7 @@ def refine_folder(arguments: argparse.Namespace) -> int:
     tally.sort()
     evaluation, compared = _evaluated(arguments, tally)
     if arguments.ground_truth is not None:
-        tally.remarks += _truth_remarks(source, tally)
+        tally.remarks += _truth_remarks(source, tally, evaluation)
     if stopped_by is not None:
         stopped_by = type(stopped_by)(f"{stopped_by}; {tally.done} images are done, go on with --resume")
     report = _report(arguments, facts, source, layout, tally)
@@ -254,8 +254,10 @@ def _evaluated(arguments: argparse.Namespace, tally: Tally) -> tuple[dict[str, A
     return evaluation, {row: one for row in rows if (one := tally.evaluation.summary(row)) is not None}
 
 
-def _truth_remarks(source: DatasetSource, tally: Tally) -> Iterator[str]:
-    """What the figures leave out."""
+def _truth_remarks(source: DatasetSource, tally: Tally, evaluation: Mapping[str, Any] | None) -> Iterator[str]:
+    """What the figures leave out, and whether they mean anything."""
+    if evaluation is not None and (problem := without_objects(evaluation)):
+        yield problem
     if without := source.without_truth:
         yield f"{len(without)} images have no ground truth in {source.truth}: not evaluated ({some(without)})"
     if missing := tally.evaluation.missing:

@@ -18,7 +18,7 @@ from g4seg_trt.cluster.connection import LOCAL, Room, connect, disconnect, impor
 from g4seg_trt.cluster.permit import Permit
 from g4seg_trt.cluster.worker import (
     BEFORE,
-    OUTCOMES,
+    OUTCOME,
     PADDING,
     PLACE,
     Assignment,
@@ -28,6 +28,7 @@ from g4seg_trt.cluster.worker import (
     Outcome,
     RefiningWorker,
     Todo,
+    Unfinished,
     Worker,
     bare_record,
     describe,
@@ -36,6 +37,7 @@ from g4seg_trt.cluster.worker import (
 )
 from g4seg_trt.config import RefineConfig, resolve_config
 from g4seg_trt.dataset.folder import OutputFolder
+from g4seg_trt.dataset.job import Job
 from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.result import Result
 from g4seg_trt.dataset.run import make_plan, recorder, refine_into
@@ -221,10 +223,11 @@ class RayRefiner:
         """As g4seg_trt.dataset.run.refine_items, in any order; raises ClusterError too."""
         records, told = folder.records, recorder(folder)
         with Permit.issue(folder.layout.records) as permit:
+            plan = make_plan(source, settings, options, folder.layout)
             work = Assignment(
                 self._engine,
                 self.fingerprint(),
-                make_plan(source, settings, options, folder.layout),
+                plan,
                 import_ray().put(source),
                 permit,
                 options.prefetch,
@@ -241,12 +244,12 @@ class RayRefiner:
                 else:
                     recorded.append((place, full_record(before)))
             with closing(self._outcomes(LookingWorker, recorded, work, options.stopped)) as looked:
-                for outcome in looked:
+                for place, outcome in looked:
                     if isinstance(outcome, Todo):
                         if outcome.stale:  # before any worker may change the image's outputs
-                            told.withdraw(stems[outcome.place])
-                        todo.append(outcome.place)
-                    else:
+                            told.withdraw(stems[place])
+                        todo.append(place)
+                    elif isinstance(outcome, Result):
                         if outcome.remeasured and outcome.record is not None:
                             told.add(outcome.record)
                         yield outcome
@@ -256,31 +259,37 @@ class RayRefiner:
                 for place in sorted(todo)
             ]
             with closing(self._outcomes(RefiningWorker, rows, work, options.stopped)) as results:
-                for outcome in results:
-                    if isinstance(outcome, Todo):
-                        continue
-                    if outcome.record is not None:
-                        told.add(outcome.record)
-                    yield outcome
+                for place, outcome in results:
+                    if isinstance(outcome, Unfinished):
+                        stem = stems[place]
+                        withdrawn = records.was_withdrawn(stem)
+                        Job(source.item(place), plan, records.find(stem), withdrawn=withdrawn).discard()
+                        yield outcome.result
+                    elif isinstance(outcome, Result):
+                        if outcome.record is not None:
+                            told.add(outcome.record)
+                        yield outcome
 
     def _outcomes(
         self, kind: type[Worker], rows: Sequence[tuple[int, bytes]], work: Assignment, stopped: Callable[[], bool]
-    ) -> Generator[Result | Todo, None, None]:
-        """What comes back from a pool of workers; raises ClusterError, and what ended a worker's task."""
+    ) -> Generator[tuple[int, Result | Todo | Unfinished], None, None]:
+        """Places with what a pool of workers says of them; raises ClusterError, and what ended a worker's task."""
         if not rows or stopped():
             return
         ray, permit = import_ray(), work.permit
         fatal: G4SegError | None = None
         ended: set[str] = set()
+        waiting = {place for place, _ in rows}
         try:
             with closing(self._mapped(kind, rows, work)) as outcomes:
-                for outcome in outcomes:
+                for place, outcome in outcomes:
                     if isinstance(outcome, Ended):
                         ended.add(outcome.worker)
                     elif isinstance(outcome, G4SegError):
                         fatal = fatal or outcome
-                    else:
-                        yield outcome
+                    elif place in waiting:  # once, whatever Ray begins again
+                        waiting.discard(place)
+                        yield place, outcome
                     if fatal is not None or stopped():
                         permit.recall()
                     if len(ended) == self.room.workers:
@@ -291,13 +300,17 @@ class RayRefiner:
             raise ClusterError(f"Ray gave up: {str(error).splitlines()[0]}") from error
         if fatal is not None:
             raise fatal
-        if ended and not stopped():
+        if stopped():
+            return
+        if ended:
             raise ClusterError(f"{permit.path.parent} was out of a worker's sight; go on when it is there again")
+        if waiting:
+            raise ClusterError(f"Ray has lost the results of {len(waiting)} images: go on with --resume")
 
     def _mapped(
         self, kind: type[Worker], rows: Sequence[tuple[int, bytes]], work: Assignment
-    ) -> Generator[Outcome, None, None]:
-        """The rows through Ray Data."""
+    ) -> Generator[tuple[int, Outcome], None, None]:
+        """The rows through Ray Data: places and what becomes of them."""
         ray = import_ray()
         room = self.room if kind is RefiningWorker else replace(self.room, gpu=False)
         most = max(_IMAGES_IN_TASK, 4 * (self.batch_size or 1))
@@ -318,8 +331,8 @@ class RayRefiner:
             **room.resources(),
         )
         for batch in mapped.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-            for data in batch[OUTCOMES]:
-                yield from pickle.loads(data)
+            for data in batch[OUTCOME]:
+                yield pickle.loads(data)
 
 
 def _wants_gpu(engine: EngineOptions, there: bool) -> bool:

@@ -32,7 +32,7 @@ from g4seg_trt.errors import ClusterError, G4SegError
 from g4seg_trt.refiner import Refiner, engine_directory
 from g4seg_trt.update import BackgroundRule
 
-PLACE, BEFORE, OUTCOMES = "place", "before", "outcomes"
+PLACE, BEFORE, OUTCOME = "place", "before", "outcome"
 """Columns: of the rows that go to the workers, and of those that come back."""
 
 PADDING = -1
@@ -93,15 +93,20 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Todo:
-    """The image at this place is not done.
+    """The image is not done.
 
     Attributes:
-        place: among the images of the source.
         stale: whether its outputs are of other inputs, not of these and only not all there.
     """
 
-    place: int
     stale: bool
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The image could not be refined, and what there is of its outputs is to be removed."""
+
+    result: Result
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,8 @@ class Ended:
     worker: str
 
 
-Outcome = Result | Todo | Ended | G4SegError
-"""One row that comes back; an error is one that ends the run."""
+Outcome = Result | Todo | Unfinished | Ended | G4SegError
+"""What a row that comes back says of an image; an error is one that ends the run."""
 
 
 class Worker:
@@ -136,10 +141,14 @@ class Worker:
             self._problem = type(error)(f"worker on {socket.gethostname()}: {error}")
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Take a task; yields outcomes as soon as they are there, those together that came while Ray was busy."""
+        """Take a task; yields its images' places with their outcomes, one a row, as soon as they are there.
+
+        When a worker dies, Ray begins its task again and leaves out as many rows as it has taken before. So each image
+        has one row, and they always come in the same order.
+        """
         places = [int(place) for place in batch[PLACE] if place != PADDING]
-        for outcomes in _worked_ahead(self._outcomes(places, batch[BEFORE])):
-            yield {OUTCOMES: np.array([pickle.dumps(outcomes)], dtype=object)}
+        for row in _worked_ahead(self._outcomes(places, batch[BEFORE])):
+            yield {OUTCOME: np.array([pickle.dumps(row)], dtype=object)}
 
     def _open(self) -> None:
         """Get ready; raises G4SegError."""
@@ -150,37 +159,41 @@ class Worker:
         if not images.is_dir():
             raise ClusterError(f"{images} is no folder there: every machine needs the inputs under the same paths")
 
-    def _outcomes(self, places: list[int], befores: Any) -> Iterator[Outcome]:
-        permit = self._assignment.permit
-        if self._problem is not None:
-            yield self._problem
-        elif places and not permit.has_ended():
+    def _outcomes(self, places: list[int], befores: Any) -> Iterator[tuple[int, Outcome]]:
+        permit, fatal, left = self._assignment.permit, self._problem, list(places)
+        if places and fatal is None and not permit.has_ended():
             with permit.attempt(places[0]) as count:
-                if count > MOST_ATTEMPTS:
-                    names = ", ".join(self._source.item(place).name for place in places)
-                    yield ClusterError(
-                        f"{MOST_ATTEMPTS} workers died over these images: {names}; is there memory enough for "
-                        "--workers engines?"
-                    )
-                else:
+                try:
+                    if count > MOST_ATTEMPTS:
+                        names = ", ".join(self._source.item(place).name for place in places)
+                        raise ClusterError(
+                            f"{MOST_ATTEMPTS} workers died over these images: {names}; is there memory enough for "
+                            "--workers engines?"
+                        )
                     jobs = [self._job(place, before) for place, before in zip(places, befores, strict=False)]
-                    yield from self._work(dict(zip(places, jobs, strict=True)))
+                    for place, outcome in self._work(dict(zip(places, jobs, strict=True))):
+                        left.remove(place)
+                        yield place, outcome
+                except G4SegError as error:
+                    fatal = error.with_traceback(None)
+        if fatal is not None:
+            yield from ((place, fatal) for place in left)  # of one row alone Ray might have taken another before
         if permit.has_ended():
-            yield Ended(import_ray().get_runtime_context().get_actor_id())
+            yield PADDING, Ended(import_ray().get_runtime_context().get_actor_id())
 
-    def _job(self, place: int, before: bytes) -> Job:
+    def _job(self, place: int, before: bytes) -> _WorkersJob:
         record, withdrawn = pickle.loads(before)
         plan, permit = self._assignment.plan, self._assignment.permit
         return _WorkersJob(self._source.item(place), plan, record, permit, withdrawn=withdrawn)
 
-    def _work(self, jobs: dict[int, Job]) -> Iterator[Outcome]:
+    def _work(self, jobs: dict[int, _WorkersJob]) -> Iterator[tuple[int, Outcome]]:
         raise NotImplementedError
 
 
 class LookingWorker(Worker):
     """Says which images are done. It opens no engine."""
 
-    def _work(self, jobs: dict[int, Job]) -> Iterator[Outcome]:
+    def _work(self, jobs: dict[int, _WorkersJob]) -> Iterator[tuple[int, Outcome]]:
         for place, job in jobs.items():
             if self._assignment.permit.has_ended():
                 return
@@ -189,20 +202,15 @@ class LookingWorker(Worker):
                 job.look()
                 job.check()
             except DoneBefore as done:
-                yield skipped(job, done)
+                yield place, skipped(job, done)
             except G4SegError as error:
                 if job.stale:  # whoever refines fails at it too, and removes what is there
-                    yield Todo(place, True)
+                    yield place, Todo(True)
                     continue
-                yield Result(
-                    item.stem,
-                    item.name,
-                    error=error.with_traceback(None),
-                    kept=job.keeps_outputs(),
-                    taken_for=job.taken_for,
-                )
+                result = Result(item.stem, item.name, error=error.with_traceback(None), taken_for=job.taken_for)
+                yield place, replace(result, kept=job.keeps_outputs())
             else:
-                yield Todo(place, not job.holds)
+                yield place, Todo(not job.holds)
 
 
 class RefiningWorker(Worker):
@@ -222,23 +230,33 @@ class RefiningWorker(Worker):
         if others:
             raise ClusterError(f"the engine is another one there: {'; '.join(others)}")
 
-    def _work(self, jobs: dict[int, Job]) -> Iterator[Outcome]:
+    def _work(self, jobs: dict[int, _WorkersJob]) -> Iterator[tuple[int, Outcome]]:
         work = self._assignment
         options = RunOptions(work.plan.config, work.plan.rule, work.keep, work.prefetch, work.permit.has_ended)
-        try:
-            with closing(refine_jobs(self._refiner, jobs.values(), work.plan, options, _Told())) as results:
-                for result in results:
-                    yield without_arrays(result)
-        except G4SegError as error:
-            yield error.with_traceback(None)
+        places = {job.item.stem: place for place, job in jobs.items()}
+        with closing(refine_jobs(self._refiner, jobs.values(), work.plan, options, _Told())) as results:
+            for result in results:
+                place = places[result.stem]
+                yield place, Unfinished(result) if jobs[place].discarded else without_arrays(result)
 
 
 class _WorkersJob(Job):
-    """A job whose image has been looked at, and that writes only as long as the run has the folder."""
+    """A job whose image has been looked at, and that writes only as long as the run has the folder.
+
+    It removes nothing: a worker that died may have finished the image before, and the run has it recorded.
+
+    Attributes:
+        discarded: whether the run is to remove the image's files.
+    """
 
     def __init__(self, item: Any, plan: Plan, before: Record | None, permit: Permit, *, withdrawn: bool) -> None:
         super().__init__(item, plan, before, withdrawn=withdrawn)
+        self.discarded = False
         self._permit = permit
+
+    def discard(self) -> None:
+        """Leave that to the run."""
+        self.discarded = True
 
     def load(self) -> tuple[Bytes, dict[str, Floats], BackgroundRule]:
         """Without a check: files that a worker wrote before it died are written again."""
@@ -262,25 +280,21 @@ class _Told:
         """It is in the result."""
 
 
-def _worked_ahead(outcomes: Iterator[Outcome]) -> Iterator[list[Outcome]]:
-    """The same outcomes, of work that goes on in a thread: Ray holds a worker up until an earlier row is taken."""
-    ready: SimpleQueue[Outcome | None] = SimpleQueue()
+def _worked_ahead(rows: Iterator[tuple[int, Outcome]]) -> Iterator[tuple[int, Outcome]]:
+    """The same rows, of work that goes on in a thread: Ray holds a worker up until an earlier row is taken."""
+    ready: SimpleQueue[tuple[int, Outcome] | None] = SimpleQueue()
 
     def work() -> None:
         try:
-            for outcome in outcomes:
-                ready.put(outcome)
+            for row in rows:
+                ready.put(row)
         finally:
             ready.put(None)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="g4seg-work") as pool:
         working = pool.submit(work)
-        waiting = True
-        while waiting:
-            found = [ready.get(), *(ready.get_nowait() for _ in range(ready.qsize()))]
-            waiting = None not in found  # the last thing that is put
-            if some := [outcome for outcome in found if outcome is not None]:
-                yield some
+        while (row := ready.get()) is not None:
+            yield row
         working.result()  # raises what ended it, if that was a bug
 
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from io import FileIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 from g4seg_trt.atomic import reason
@@ -99,6 +99,9 @@ class Record:
         rest = dict(line)
         stem, key, outputs = rest.pop("stem"), Key(**rest.pop("key")), rest.pop("outputs")
         pairs = {kind: None if found is None else (str(found[0]), int(found[1])) for kind, found in outputs.items()}
+        for kind, found in pairs.items():  # they are removed one day
+            if found is not None and (PurePosixPath(found[0]).parts[:-1] != (kind,) or found[0].endswith("/..")):
+                raise ValueError(f"{found[0]} is no output")
         return cls(stem, key, pairs, rest)
 
     def _is_whole(self, root: Path, kind: str) -> bool:

@@ -112,7 +112,7 @@ def files_by_stem(folder: Path, wanted: Callable[[Path], bool], what: str, *, en
 
 def is_png(path: Path) -> bool:
     """Whether a path is that of a label picture."""
-    return path.suffix.lower() == ".png" and not path.is_dir()
+    return path.suffix.lower() == ".png" and not path.is_dir() and not path.is_fifo()
 
 
 def read_labels(path: Path) -> Labels:

@@ -31,6 +31,13 @@ def report_lines(summary: Mapping[str, Any]) -> list[str]:
     return [*lines, *_class_lines(figures["classes"], None if coarse is None else coarse["classes"])]
 
 
+def without_objects(summary: Mapping[str, Any]) -> str:
+    """Why the figures of a set mean nothing, if the ground truth has no object at all; else ""."""
+    if not summary["images"] or any(one["true_pixels"] for one in summary["figures"]["classes"] if one["id"] != 0):
+        return ""
+    return "no pixel of the ground truth has a class: label pictures hold the data set's ids, and 255 does not count"
+
+
 def comparison_lines(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Kinds of masks side by side, for people.
 

@@ -16,6 +16,7 @@ from g4seg_trt.masks.array import check_count
 from g4seg_trt.masks.coco import is_whole, short
 
 _LONGEST_RUN = 7
+_LONGEST_OUTLINE = 2_000_000
 """Characters of one run: five bits each, as many as 32 bits need."""
 
 
@@ -115,13 +116,21 @@ def _decode_polygons(polygons: Sequence[object], size: tuple[int, int], what: st
         if len(polygon) % 2 or len(polygon) < 6:
             raise MaskError(f"{what}: a polygon has {len(polygon)} numbers, expected pairs x, y of 3 points or more")
         for numbers, side in ((polygon[0::2], width), (polygon[1::2], height)):
-            # The library takes memory and time by the length of the outline.
             far = next((number for number in numbers if not -side <= number <= 2 * side), None)
             if far is not None:
                 raise MaskError(f"{what}: a polygon reaches {short(far)}, its image is {width}x{height} pixels")
+    outline = sum(_outline(polygon) for polygon in polygons if isinstance(polygon, list))
+    if outline > _LONGEST_OUTLINE:
+        raise MaskError(f"{what}: its polygons are {outline} pixels long, allowed: {_LONGEST_OUTLINE}")
     library = _pycocotools()
     merged = library.merge(library.frPyObjects(list(polygons), height, width))
     return np.asarray(library.decode(merged)).astype(np.bool_)
+
+
+def _outline(polygon: list[float]) -> int:
+    """Pixels along a polygon: the library takes so much memory and time, and does not see that there is none left."""
+    points = np.asarray(polygon, np.float64).reshape(-1, 2)
+    return int(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()) + len(points)
 
 
 def _is_number(number: object) -> bool:

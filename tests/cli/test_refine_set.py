@@ -74,6 +74,18 @@ def test_the_end_of_a_run_says_what_g4seg_evaluate_says(
     assert figures_in(again.out) == figures_in(done.out)
 
 
+def test_a_ground_truth_of_0_and_255_says_nothing_about_classes(
+    refine_here: Command, toy_engine: Path, folder: Folder
+) -> None:
+    for stem in folder.stems:
+        true = np.asarray(Image.open(folder.truth / f"{stem}.png")) > 0
+        Image.fromarray(true.astype(np.uint8) * np.uint8(255)).save(folder.truth / f"{stem}.png")
+    options = ("--class-name", "sheep", "--dataset", "voc12", "--ground-truth", folder.truth)
+    done = refine_here(*folder.arguments(toy_engine, *options))
+    assert done.code == 0, done.err
+    assert "warning: no pixel of the ground truth has a class" in done.err
+
+
 def test_without_a_table_classes_are_told_by_their_names(
     refine_here: Command, toy_engine: Path, folder: Folder
 ) -> None:

@@ -137,14 +137,40 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     assert stems_of(lines_of(dataset.output)) == sorted(dataset.stems)
 
 
+def test_a_worker_that_dies_late_in_its_task_loses_and_repeats_no_image(
+    cluster: Cluster, refiner: Refiner, make: Make, outputs_of: Outputs, lines_of: Lines
+) -> None:
+    dataset = make(64)
+    list(refiner.refine_dataset(source_of(dataset), dataset.output))
+    whole = outputs_of(dataset.output)
+    for path in (dataset.output / "label").iterdir():
+        path.unlink()
+    image, real = dataset.images / "im 014.png", dataset.root / "real.png"  # of the task of 008 to 015
+    image.replace(real)
+    os.mkfifo(image)
+    with cluster.start(source_of(dataset), dataset.output, resume=True) as run:
+        pipe = write_end(image, run.process)
+        time.sleep(1)  # for Ray to take what the worker that looks has said until then
+        os.kill(reader(image), signal.SIGKILL)
+        real.replace(image)
+        os.close(pipe)
+        results = run.results()
+    assert sorted(result.stem for result in results) == sorted(dataset.stems)
+    assert states(results) == {REFINED: 64}
+    assert outputs_of(dataset.output) == whole
+    assert stems_of(lines_of(dataset.output)) == sorted([*dataset.stems, *dataset.stems])
+
+
 def write_end(fifo: Path, run: subprocess.Popen[bytes]) -> int:
     """Open a pipe for writing as soon as somebody reads it."""
-    while True:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
         try:
             return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
             assert run.poll() is None, run.communicate()
             time.sleep(0.02)
+    raise AssertionError(f"nobody reads {fifo}")
 
 
 def reader(fifo: Path) -> int:

@@ -17,7 +17,7 @@ from g4seg_trt import DatasetSource, Refiner
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.cluster.connection import Room
 from g4seg_trt.cluster.refiner import RayRefiner
-from g4seg_trt.cluster.worker import BEFORE, OUTCOMES, PLACE, EngineOptions, RefiningWorker
+from g4seg_trt.cluster.worker import BEFORE, OUTCOME, PLACE, EngineOptions, RefiningWorker
 from g4seg_trt.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def pool(refiner: Refiner, monkeypatch: pytest.MonkeyPatch) -> RayRefiner:
         for place, before in rows:
             batch = {PLACE: np.array([place]), BEFORE: np.array([before], dtype=object)}
             for row in worker(batch):
-                yield from pickle.loads(row[OUTCOMES][0])
+                yield pickle.loads(row[OUTCOME][0])
 
     monkeypatch.setattr(RayRefiner, "_mapped", mapped)
     return RayRefiner(EngineOptions("tiny", threads=1), Room(1, 1, False), refiner.manifest, refiner.execution)

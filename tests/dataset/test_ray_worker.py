@@ -14,7 +14,7 @@ import pytest
 from g4seg_trt.cluster.permit import Permit
 from g4seg_trt.cluster.worker import (
     BEFORE,
-    OUTCOMES,
+    OUTCOME,
     PADDING,
     PLACE,
     Assignment,
@@ -22,6 +22,7 @@ from g4seg_trt.cluster.worker import (
     LookingWorker,
     Outcome,
     RefiningWorker,
+    Unfinished,
     bare_record,
     working_folder,
 )
@@ -67,7 +68,10 @@ def outcomes(worker: LookingWorker | RefiningWorker, *places: int) -> list[Outco
     """A task given to a worker in this process."""
     column = np.array([bare_record(None, withdrawn=False)] * len(places), dtype=object)
     rows = worker({PLACE: np.array(places), BEFORE: column})
-    return [outcome for row in rows for outcome in pickle.loads(row[OUTCOMES][0])]
+    found = [pickle.loads(row[OUTCOME][0]) for row in rows]
+    told = [place for place, _ in found if place != PADDING]
+    assert told == [place for place in places if place != PADDING][: len(told)], "in the order of the places"
+    return [outcome for _, outcome in found]
 
 
 def message(worker: LookingWorker | RefiningWorker) -> str:
@@ -99,10 +103,39 @@ def test_a_task_that_workers_die_over_is_given_up_by_name(assignment: Assignment
     worker = RefiningWorker(assignment)
     for _ in range(3):  # dead workers never come to the end of theirs
         assignment.permit.attempt(1).__enter__()
-    (outcome,) = outcomes(worker, 1, 2)
+    outcome, again = outcomes(worker, 1, 2)
     assert isinstance(outcome, G4SegError)
+    assert str(again) == str(outcome), "Ray may have taken the row of the first image before"
     assert f"3 workers died over these images: {dataset.stems[1]}.png, {dataset.stems[2]}.png;" in str(outcome)
     assert all(isinstance(one, Result) for one in outcomes(worker, 1, 2)), "counted anew once it is told"
+
+
+def test_rows_come_in_the_order_of_the_places_whatever_becomes_of_them(
+    assignment: Assignment, dataset: Dataset
+) -> None:
+    next(dataset.masks.glob(f"{dataset.stems[1]}.*")).write_bytes(b"no mask")
+    (dataset.images / f"{dataset.stems[3]}.png").write_bytes(b"no picture")
+    worker = RefiningWorker(assignment)
+    for _ in range(2):
+        found = [outcome for outcome in outcomes(worker, 0, 1, 2, 3, 4) if isinstance(outcome, Result)]
+        assert [result.stem for result in found] == list(dataset.stems)
+        assert [result.state for result in found] == ["refined", "failed", "refined", "failed", "refined"]
+
+
+def test_workers_leave_it_to_the_run_to_remove_files(
+    assignment: Assignment, dataset: Dataset, outputs_of: Outputs
+) -> None:
+    worker = RefiningWorker(assignment)
+    (done,) = outcomes(worker, 2)
+    assert isinstance(done, Result)
+    assert done.record is not None
+    before = outputs_of(dataset.output)
+    (dataset.images / f"{dataset.stems[2]}.png").write_bytes(b"no picture")
+    rows = worker({PLACE: np.array([2]), BEFORE: np.array([bare_record(done.record, withdrawn=False)], dtype=object)})
+    (outcome,) = [pickle.loads(row[OUTCOME][0])[1] for row in rows]
+    assert isinstance(outcome, Unfinished)
+    assert outcome.result.error is not None
+    assert outputs_of(dataset.output) == before
 
 
 def test_machines_that_see_other_files_are_one_line(assignment: Assignment, dataset: Dataset, tmp_path: Path) -> None:

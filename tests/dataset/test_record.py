@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -126,6 +127,16 @@ def test_what_differs_is_said_in_words() -> None:
     assert one.differing(one) == ()
     assert one.differing(Key("a.png", "9", "2", "9", "4")) == ("image", "settings")
     assert one.differing(Key("b.png", "1", "9", "3", "9")) == ("name of the image", "masks", "engine")
+
+
+@pytest.mark.parametrize(
+    "name", ["../mine", "/etc/mine", "label/../mine", "label/..", "masks/a.png", "label/a/b", "a.png"]
+)
+def test_a_record_of_files_elsewhere_is_none(tmp_path: Path, name: str) -> None:
+    line = {"stem": "a", "key": asdict(record("a").key), "outputs": {"label": [name, 3]}}
+    (tmp_path / "all.jsonl").write_text(json.dumps({"run": 1, "settings": {}}) + "\n" + json.dumps(line) + "\n")
+    with begun(tmp_path, "all", {}) as records:
+        assert records.find("a") is None
 
 
 def test_outputs_are_looked_for_with_their_bytes(tmp_path: Path) -> None:

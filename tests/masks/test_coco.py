@@ -142,6 +142,8 @@ def test_malformed_codes_are_refused_with_their_fault(tmp_path: Path, segmentati
         ([[0, 0, 1e30, 0, 3, 3]], r"reaches 1e\+30, its image is 6x5 pixels"),
         ([[0, 0, 3, -900, 3, 3]], "reaches -900"),
         ([[0, 0, 10**400, 0, 3, 3]], "reaches 1000"),
+        ([[-6, -5, 12, 10] * 120_000], r"are \d+ pixels long, allowed: 2000000"),
+        ([[-6, -5, 12, 10] * 60_000] * 2, r"are \d+ pixels long, allowed: 2000000"),
     ],
 )
 def test_malformed_polygons_are_refused(polygons: Any, message: str) -> None:
