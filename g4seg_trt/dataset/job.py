@@ -94,12 +94,16 @@ class Job:
 
     def look(self) -> None:
         """Compare the inputs with the record; raises InputError if one cannot be read or is missing."""
+        plan, before = self._plan, self.before
+        if before is not None:  # this much is known whatever cannot be read
+            now = replace(before.key, settings_sha256=plan.settings_sha256, engine_sha256=plan.engine_sha256)
+            self.stale = now.differing(before.key)
         source = self._source()
-        self.taken_for = source.taken_for()
         key = self._key(source)
-        if self.before is not None:
-            self.stale = key.differing(self.before.key)
+        if before is not None:
+            self.stale = key.differing(before.key)
             self.holds = not self.stale
+        self.taken_for = source.taken_for()
         self._seen = _Seen(source, key, self._truth_digest())
 
     def check(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from g4seg_engine.manifest import file_sha256
 from g4seg_trt.atomic import reason
 from g4seg_trt.errors import ConfigError, InputError, MaskError
-from g4seg_trt.listing import by_stem
+from g4seg_trt.listing import by_stem, composed
 from g4seg_trt.masks.class_folder import class_files
 from g4seg_trt.masks.coarse import CoarseMasks, Naming
 from g4seg_trt.masks.detect import Detected, detect
@@ -224,8 +224,8 @@ class MaskCollection:
 
     def candidates(self, stem: str) -> Sequence[str]:
         """The stem as the file has it."""
-        key = self.format.key_of(stem)
-        return (key,) if key in self._stems else ()
+        own = self._stems.get(composed(self.format.key_of(stem)))
+        return () if own is None else (own,)
 
     def classless(self, stem: str) -> Sequence[str]:
         """The number that the file would have it by, if the file only has images in which something was found."""
@@ -234,7 +234,7 @@ class MaskCollection:
 
     def source(self, name: str, naming: Naming) -> MaskSource:
         """The masks of one image."""
-        return CollectedMasks(self, name, naming, name in self._stems)
+        return CollectedMasks(self, name, naming, self._stems.get(composed(name)) == name)
 
     def missing(self) -> str:
         """That the file has none."""
@@ -245,8 +245,9 @@ class MaskCollection:
         return [self.path]
 
     @cached_property
-    def _stems(self) -> frozenset[str]:
-        return frozenset(self.collection.stems())
+    def _stems(self) -> dict[str, str]:
+        """The stems as names of images have them, and as the file does."""
+        return {composed(stem): stem for stem in self.collection.stems()}
 
 
 @dataclass(frozen=True)

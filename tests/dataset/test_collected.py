@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from PIL import Image
 from g4seg_trt import DatasetSource, RefineConfig, Refiner
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.cli.refine import main
+from g4seg_trt.errors import InputError
 from g4seg_trt.masks import read_mask
 
 if TYPE_CHECKING:
@@ -208,3 +210,21 @@ def test_the_file_of_all_goes_also_when_it_was_called_otherwise(
         np.savez(dataset.masks / f"{stem}.npz", dog=mask)
     refine("masks", "--limit", "1")
     assert [path.name for path in masks.iterdir()] == [f"{STEMS[0]}.npz"]
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_names_are_found_in_any_form_of_unicode(forms: tuple[Any, Any], tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools.mask")
+    image, told = (unicodedata.normalize(form, "café.png") for form in forms)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (6, 4)).save(tmp_path / "images" / image)
+    outline = {"id": 1, "image_id": 1, "category_id": DOG, "segmentation": [[0, 0, 4, 0, 4, 3]]}
+    content = {
+        "images": [{"id": 1, "file_name": told, "height": 4, "width": 6}],
+        "annotations": [outline],
+        "categories": [{"id": DOG, "name": "dog"}],
+    }
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    masks = DatasetSource.from_folders(tmp_path / "images", tmp_path / "m.json", table=COCO).item(0).masks
+    assert not isinstance(masks, InputError)
+    assert masks.read((4, 6)).names == ("dog",)

@@ -148,6 +148,22 @@ def test_a_failure_keeps_the_record_of_the_same_inputs(
     ]
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["one process", "many"])
+def test_masks_that_cannot_be_told_are_others(
+    many: bool, pool: RayRefiner, refiner: Refiner, dataset: Dataset, outputs_of: Outputs
+) -> None:
+    run: Any = pool if many else refiner
+    list(run.refine_dataset(source_of(dataset), dataset.output))
+    before = outputs_of(dataset.output)
+    (dataset.masks / "im 001.png").write_bytes(b"no mask")
+    (dataset.masks / "im 002.png").unlink()
+    for config, lost in ((refiner.config, ["im 001"]), (replace(refiner.config, beta=0.3), ["im 001", "im 002"])):
+        results = list(run.refine_dataset(source_of(dataset), dataset.output, resume=True, config=config))
+        assert {result.stem for result in results if result.state == "failed"} == {"im 001", "im 002"}
+        after = outputs_of(dataset.output)
+        assert set(after) == {name for name in before if not any(stem in name for stem in lost)}
+
+
 def test_a_missing_package_is_the_failure_of_its_image(
     pool: RayRefiner, refiner: Refiner, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
