@@ -92,7 +92,7 @@ def refine_folder(arguments: argparse.Namespace) -> int:
         ):
             if not isinstance(refiner, Untouched):
                 say_note(refiner)
-            _say_changes(folder, settings, one_of_many=arguments.shard is not None)
+            _say_changes(folder, settings, whole=len(source) == len(whole))
             options = RunOptions(config or RefineConfig(), rule, stopped=asked, post=post, compare=compare)
             collected, there = None, collected_files(layout)
             try:
@@ -205,12 +205,12 @@ def _follow(results: Iterator[Result], source: DatasetSource, tally: Tally, page
             bar.update()
 
 
-def _say_changes(folder: OutputFolder, now: Mapping[str, Any], *, one_of_many: bool) -> None:
+def _say_changes(folder: OutputFolder, now: Mapping[str, Any], *, whole: bool) -> None:
     """What differs from the run before, whose images are then done again, and from those of the other shards."""
     before = folder.records.before
     if before is not None and (changes := differences(before, now)):
-        whose = "of this shard " if one_of_many else ""
-        say(f"settings changed ({changes}): images {whose}done with others are done again")
+        rest = "" if whole else "; those that this run leaves out stay as they are"
+        say(f"settings changed ({changes}): images done with others are done again{rest}")
     if folder.beside:
         changes = differences(next(iter(folder.beside.values())), now)
         say(

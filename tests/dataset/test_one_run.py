@@ -168,7 +168,10 @@ def test_a_shard_that_is_done_again_with_other_settings_says_that_the_others_are
     assert first.returncode == 0
     assert "3 refined, 0 skipped" in first.stdout
     changes = "certainty_filter [0.3, 0.52], now [0.1, 0.9]"
-    assert f"settings changed ({changes}): images of this shard done with others are done again" in first.stderr
+    assert (
+        f"settings changed ({changes}): images done with others are done again; those that this run leaves"
+        in first.stderr
+    )
     assert f"results of other shards (2/3, 3/3) are still of other settings ({changes}): run those" in first.stderr
     second = dataset.refine("--shard", "2/3", *other)
     assert f"settings changed ({changes})" in second.stderr, "also where the latest run was another shard's"
