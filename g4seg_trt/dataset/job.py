@@ -99,12 +99,20 @@ class Job:
             now = replace(before.key, settings_sha256=plan.settings_sha256, engine_sha256=plan.engine_sha256)
             self.stale = now.differing(before.key)
         source = self._source()
+        try:
+            self.taken_for = source.taken_for()
+        except InputError:
+            with suppress(InputError):  # masks of no known format may be others than those of the record
+                self._compare(self._key(source))
+            raise
         key = self._key(source)
-        if before is not None:
-            self.stale = key.differing(before.key)
-            self.holds = not self.stale
-        self.taken_for = source.taken_for()
+        self._compare(key)
         self._seen = _Seen(source, key, self._truth_digest())
+
+    def _compare(self, key: Key) -> None:
+        if self.before is not None:
+            self.stale = key.differing(self.before.key)
+            self.holds = not self.stale
 
     def check(self) -> None:
         """After `look`, whether the image is done.
