@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from g4seg_trt.cluster.worker import EngineOptions
 from g4seg_trt.refiner import Refiner
 from tests.folders import DataFolder, outputs
 
@@ -86,6 +88,7 @@ def make(tmp_path: Path) -> Callable[[int], Dataset]:
 def refiner() -> Iterator[Refiner]:
     """The embedded engine on one thread."""
     with Refiner.from_engine("tiny", threads=1) as opened:
+        opened.wait_until_open()  # it outlives the test, and would meet what the next one has patched
         yield opened
 
 
@@ -111,8 +114,11 @@ def lines_of() -> Callable[[Path], list[dict[str, object]]]:
 
 
 @pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What takes the place of the module ray: an object store, and one worker, which is this process."""
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """What takes the place of the module ray: an object store, and one worker, which is this process.
+
+    Its engines are closed after the test: Ray would end the process.
+    """
     store = SimpleNamespace(
         put=lambda value: pickle.dumps(value),
         get=lambda data: pickle.loads(data),
@@ -121,4 +127,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     )
     for module in ("worker", "refiner"):
         monkeypatch.setattr(f"g4seg_trt.cluster.{module}.import_ray", lambda: store)
-    return store
+    open_engine = EngineOptions.open
+    with ExitStack() as engines:
+        monkeypatch.setattr(EngineOptions, "open", lambda self: engines.enter_context(open_engine(self)))
+        yield store
