@@ -37,10 +37,9 @@ from g4seg_trt.cluster.worker import (
 )
 from g4seg_trt.config import RefineConfig, resolve_config
 from g4seg_trt.dataset.folder import OutputFolder
-from g4seg_trt.dataset.job import Job
 from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.result import Result
-from g4seg_trt.dataset.run import make_plan, recorder, refine_into
+from g4seg_trt.dataset.run import make_plan, recorded_job, recorder, refine_into
 from g4seg_trt.dataset.settings import RunOptions, asked_for
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.errors import ClusterError, ConfigError, G4SegError
@@ -261,9 +260,7 @@ class RayRefiner:
             with closing(self._outcomes(RefiningWorker, rows, work, options.stopped)) as results:
                 for place, outcome in results:
                     if isinstance(outcome, Unfinished):
-                        stem = stems[place]
-                        withdrawn = records.was_withdrawn(stem)
-                        Job(source.item(place), plan, records.find(stem), withdrawn=withdrawn).discard()
+                        recorded_job(source.item(place), plan, records).discard()
                         yield outcome.result
                     elif isinstance(outcome, Result):
                         if outcome.record is not None:

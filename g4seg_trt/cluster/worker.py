@@ -24,7 +24,7 @@ from g4seg_trt.dataset.job import Job
 from g4seg_trt.dataset.plan import DoneBefore, Finished, Plan
 from g4seg_trt.dataset.record import Record
 from g4seg_trt.dataset.result import Result
-from g4seg_trt.dataset.run import StopRun, refine_jobs, skipped
+from g4seg_trt.dataset.run import StopRun, failed, refine_jobs, skipped
 from g4seg_trt.dataset.settings import RunOptions
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.dataset.writing import Work
@@ -197,18 +197,14 @@ class LookingWorker(Worker):
         for place, job in jobs.items():
             if self._assignment.permit.has_ended():
                 return
-            item = job.item
             try:
                 job.look()
                 job.check()
             except DoneBefore as done:
                 yield place, skipped(job, done)
             except G4SegError as error:
-                if job.stale:  # whoever refines fails at it too, and removes what is there
-                    yield place, Todo(True)
-                    continue
-                result = Result(item.stem, item.name, error=error.with_traceback(None), taken_for=job.taken_for)
-                yield place, replace(result, kept=job.keeps_outputs())
+                # Of other inputs, whoever refines fails at it too, and what is there is removed.
+                yield place, Todo(True) if job.stale else failed(job, error.with_traceback(None))
             else:
                 yield place, Todo(not job.holds)
 

@@ -18,10 +18,10 @@ from g4seg_trt.dataset.job import Job
 from g4seg_trt.dataset.layout import Layout
 from g4seg_trt.dataset.lock import Shard
 from g4seg_trt.dataset.plan import DoneBefore, NothingToRefine, Plan
-from g4seg_trt.dataset.record import Record, settings_digest
+from g4seg_trt.dataset.record import Record, Records, settings_digest
 from g4seg_trt.dataset.result import Result
 from g4seg_trt.dataset.settings import RunOptions
-from g4seg_trt.dataset.source import DatasetSource
+from g4seg_trt.dataset.source import DatasetSource, Item
 from g4seg_trt.errors import G4SegError, OutputError
 from g4seg_trt.matches import NEEDED
 from g4seg_trt.refinement import Refinement
@@ -100,8 +100,13 @@ def refine_items(
     if folder is None:
         return refine_jobs(refiner, (Job(item, plan, None) for item in source), plan, options, None)
     records = folder.records
-    jobs = (Job(item, plan, records.find(item.stem), withdrawn=records.was_withdrawn(item.stem)) for item in source)
+    jobs = (recorded_job(item, plan, records) for item in source)
     return refine_jobs(refiner, jobs, plan, options, recorder(folder))
+
+
+def recorded_job(item: Item, plan: Plan, records: Records) -> Job:
+    """The job of an image with what its folder's records say of it."""
+    return Job(item, plan, records.find(item.stem), withdrawn=records.was_withdrawn(item.stem))
 
 
 def recorder(folder: OutputFolder) -> Recorder:
@@ -291,14 +296,19 @@ class _Writer:
         if isinstance(error, OutputError) and _takes_no_more(error):
             self._full = error
             raise StopRun
-        return Result(
-            job.item.stem,
-            job.item.name,
-            error=error,
-            kept=job.keeps_outputs(),
-            redone=job.stale,
-            taken_for=job.taken_for,
-        )
+        return failed(job, error)
+
+
+def failed(job: Job, error: G4SegError) -> Result:
+    """The result of an image that could not be refined."""
+    return Result(
+        job.item.stem,
+        job.item.name,
+        error=error,
+        kept=job.keeps_outputs(),
+        redone=job.stale,
+        taken_for=job.taken_for,
+    )
 
 
 def skipped(job: Job, done: DoneBefore) -> Result:

@@ -16,8 +16,10 @@ from g4seg_trt.masks.array import check_count
 from g4seg_trt.masks.coco import is_whole, short
 
 _LONGEST_RUN = 7
-_LONGEST_OUTLINE = 2_000_000
 """Characters of one run: five bits each, as many as 32 bits need."""
+
+_LONGEST_OUTLINE = 2_000_000
+"""Pixels along the polygons of one mask."""
 
 
 def decode(segmentation: object, size: tuple[int, int] | None, what: str) -> Bools:

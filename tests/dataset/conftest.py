@@ -120,8 +120,8 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     Its engines are closed after the test: Ray would end the process.
     """
     store = SimpleNamespace(
-        put=lambda value: pickle.dumps(value),
-        get=lambda data: pickle.loads(data),
+        put=pickle.dumps,
+        get=pickle.loads,
         exceptions=SimpleNamespace(RayTaskError=ZeroDivisionError, RayError=ZeroDivisionError),
         get_runtime_context=lambda: SimpleNamespace(get_actor_id=lambda: "one"),
     )

@@ -121,16 +121,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
 ) -> None:
     dataset = make(17)
     list(refiner.refine_dataset(source_of(dataset), dataset.root / "one"))
-    image = dataset.images / "im 009.png"  # in the middle of a task
-    real = dataset.root / "real.png"
-    image.replace(real)
-    os.mkfifo(image)  # who reads it waits for a writer
-    with cluster.start(source_of(dataset), dataset.output) as run:
-        pipe = write_end(image, run.process)
-        os.kill(reader(image), signal.SIGKILL)
-        real.replace(image)
-        os.close(pipe)
-        results = run.results()
+    results = refine_with_a_killed_worker(cluster, dataset, "im 009")  # in the middle of a task
     assert states(results) == {REFINED: 17}
     assert sorted(result.stem for result in results) == sorted(dataset.stems)
     assert outputs_of(dataset.output) == outputs_of(dataset.root / "one")
@@ -145,20 +136,28 @@ def test_a_worker_that_dies_late_in_its_task_loses_and_repeats_no_image(
     whole = outputs_of(dataset.output)
     for path in (dataset.output / "label").iterdir():
         path.unlink()
-    image, real = dataset.images / "im 014.png", dataset.root / "real.png"  # of the task of 008 to 015
-    image.replace(real)
-    os.mkfifo(image)
-    with cluster.start(source_of(dataset), dataset.output, resume=True) as run:
-        pipe = write_end(image, run.process)
-        time.sleep(1)  # for Ray to take what the worker that looks has said until then
-        os.kill(reader(image), signal.SIGKILL)
-        real.replace(image)
-        os.close(pipe)
-        results = run.results()
+    # Of the task of 008 to 015. Ray is to take what the worker that looks has said until then.
+    results = refine_with_a_killed_worker(cluster, dataset, "im 014", wait=1, resume=True)
     assert sorted(result.stem for result in results) == sorted(dataset.stems)
     assert states(results) == {REFINED: 64}
     assert outputs_of(dataset.output) == whole
     assert stems_of(lines_of(dataset.output)) == sorted([*dataset.stems, *dataset.stems])
+
+
+def refine_with_a_killed_worker(
+    cluster: Cluster, dataset: Dataset, stem: str, *, wait: float = 0, **more: Any
+) -> list[Result]:
+    """A whole run whose worker is killed, after some seconds, while it reads this image."""
+    image, real = dataset.images / f"{stem}.png", dataset.root / "real.png"
+    image.replace(real)
+    os.mkfifo(image)  # who reads it waits for a writer
+    with cluster.start(source_of(dataset), dataset.output, **more) as run:
+        pipe = write_end(image, run.process)
+        time.sleep(wait)
+        os.kill(reader(image), signal.SIGKILL)
+        real.replace(image)
+        os.close(pipe)
+        return run.results()
 
 
 def write_end(fifo: Path, run: subprocess.Popen[bytes]) -> int:

@@ -47,6 +47,12 @@ def pool(refiner: Refiner, monkeypatch: pytest.MonkeyPatch) -> RayRefiner:
     return RayRefiner(EngineOptions("tiny", threads=1), Room(1, 1, False), refiner.manifest, refiner.execution)
 
 
+@pytest.fixture(params=["one process", "many"])
+def run(request: pytest.FixtureRequest, pool: RayRefiner, refiner: Refiner) -> Any:
+    """Has refine_dataset."""
+    return pool if request.param == "many" else refiner
+
+
 def source_of(dataset: Dataset, **more: Any) -> DatasetSource:
     return DatasetSource.from_folders(dataset.images, dataset.masks, class_name="disc", **more)
 
@@ -90,11 +96,9 @@ def test_a_run_that_ends_after_the_look_loses_only_what_has_changed(
     assert told(lines_of(dataset.output), "im 000") == ["done"]
 
 
-@pytest.mark.parametrize("many", [False, True], ids=["one process", "many"])
 def test_records_are_taken_back_only_for_other_inputs(
-    many: bool, pool: RayRefiner, refiner: Refiner, dataset: Dataset, outputs_of: Outputs, lines_of: Lines
+    run: Any, dataset: Dataset, outputs_of: Outputs, lines_of: Lines
 ) -> None:
-    run: Any = pool if many else refiner
     list(run.refine_dataset(source_of(dataset), dataset.output))
     first = outputs_of(dataset.output)
     turn(dataset.images / "im 001.png")
@@ -107,11 +111,9 @@ def test_records_are_taken_back_only_for_other_inputs(
     ]
 
 
-@pytest.mark.parametrize("many", [False, True], ids=["one process", "many"])
 def test_a_failure_after_a_killed_run_leaves_nothing_of_the_one_before(
-    many: bool, pool: RayRefiner, refiner: Refiner, dataset: Dataset, outputs_of: Outputs
+    run: Any, dataset: Dataset, outputs_of: Outputs
 ) -> None:
-    run: Any = pool if many else refiner
     list(run.refine_dataset(source_of(dataset), dataset.output))
     before = outputs_of(dataset.output)
     with (dataset.output / "records" / "all.jsonl").open("a") as file:
@@ -123,11 +125,9 @@ def test_a_failure_after_a_killed_run_leaves_nothing_of_the_one_before(
     assert outputs_of(dataset.output) == {name: data for name, data in before.items() if "im 001" not in name}
 
 
-@pytest.mark.parametrize("many", [False, True], ids=["one process", "many"])
 def test_a_failure_keeps_the_record_of_the_same_inputs(
-    many: bool, pool: RayRefiner, refiner: Refiner, dataset: Dataset, outputs_of: Outputs, lines_of: Lines
+    run: Any, dataset: Dataset, outputs_of: Outputs, lines_of: Lines
 ) -> None:
-    run: Any = pool if many else refiner
     source = source_of(dataset, truth=dataset.truth)
     list(run.refine_dataset(source, dataset.output))
     before = outputs_of(dataset.output)
@@ -148,16 +148,12 @@ def test_a_failure_keeps_the_record_of_the_same_inputs(
     ]
 
 
-@pytest.mark.parametrize("many", [False, True], ids=["one process", "many"])
-def test_masks_that_cannot_be_told_are_others(
-    many: bool, pool: RayRefiner, refiner: Refiner, dataset: Dataset, outputs_of: Outputs
-) -> None:
-    run: Any = pool if many else refiner
+def test_masks_that_cannot_be_told_are_others(run: Any, dataset: Dataset, outputs_of: Outputs) -> None:
     list(run.refine_dataset(source_of(dataset), dataset.output))
     before = outputs_of(dataset.output)
     (dataset.masks / "im 001.png").write_bytes(b"no mask")
     (dataset.masks / "im 002.png").unlink()
-    for config, lost in ((refiner.config, ["im 001"]), (replace(refiner.config, beta=0.3), ["im 001", "im 002"])):
+    for config, lost in ((run.config, ["im 001"]), (replace(run.config, beta=0.3), ["im 001", "im 002"])):
         results = list(run.refine_dataset(source_of(dataset), dataset.output, resume=True, config=config))
         assert {result.stem for result in results if result.state == "failed"} == {"im 001", "im 002"}
         after = outputs_of(dataset.output)
