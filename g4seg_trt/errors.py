@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from g4seg_engine.errors import EngineError, G4SegError, MissingExtraError
 
 __all__ = [
@@ -16,7 +18,10 @@ __all__ = [
     "MaskError",
     "MissingExtraError",
     "OutputError",
+    "some",
 ]
+
+_SHOWN = 4
 
 
 class InputError(G4SegError):
@@ -49,3 +54,9 @@ class CorrespondenceError(InputError):
 
 class OutputError(InputError):
     """An output cannot be written where it was asked for."""
+
+
+def some(names: Iterable[str]) -> str:
+    """The first names and how many more there are, for a message."""
+    names = list(names)
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

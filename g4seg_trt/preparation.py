@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from g4seg_engine.spec import ModelDims
 from g4seg_trt.arrays import Array, Bools, Floats
 from g4seg_trt.config import RefineConfig
-from g4seg_trt.errors import MaskError
+from g4seg_trt.errors import MaskError, some
 from g4seg_trt.geometry import resize_probability, to_square
 from g4seg_trt.injection import injected_mask
 from g4seg_trt.inputs import check_image, check_masks
@@ -35,7 +35,7 @@ class PreparedClass:
         mask: the injected mask, float32 [1,h,h].
         square: S on the model's square, float32 [s,s].
         searched: see chain.ClassMask.
-        still: why no pixel can change (a warning), or "".
+        still: why no pixel can change ("is empty"), or "".
     """
 
     name: str
@@ -122,10 +122,7 @@ def prepare_masks(
             _prepare(name, encoded[name], given, labels == label, dims, config)
             for label, (name, given) in enumerate(checked.items(), start=1)
         ]
-    warnings = [one.still for one in classes if one.still]
-    if config.emi_self or config.emi_cross:
-        warnings += [_nothing_injected(one, rule) for one in classes if not one.still and not one.mask.any()]
-    return Preparation(tuple(classes), tuple(warnings), timings)
+    return Preparation(tuple(classes), tuple(_warnings(classes, config, rule)), timings)
 
 
 def _prepare(
@@ -137,7 +134,7 @@ def _prepare(
     mask = injected_mask(binary, dims.latent_size)
     square = resize_probability(probability, (dims.square, dims.square))
     searched = _searched(probability, dims.square, config)
-    still = _still(name, probability, config)
+    still = _still(probability, config)
     return PreparedClass(name, prompt, given, shape, score, probability, share, mask, square, searched, still)
 
 
@@ -149,19 +146,24 @@ def _searched(probability: Floats, square: int, config: RefineConfig) -> Bools |
     return resize_probability(passed, (square, square)) > 0.0
 
 
-def _still(name: str, probability: Floats, config: RefineConfig) -> str:
+def _still(probability: Floats, config: RefineConfig) -> str:
     low, high = float(probability.min()), float(probability.max())
     if low == high:
-        state = {0.0: "is empty", 1.0: "covers the whole image"}.get(low, f"is {low:g} everywhere")
-        return f"the mask of {name!r} {state}: it stays as it is"
+        return {0.0: "is empty", 1.0: "covers the whole image"}.get(low, f"is {low:g} everywhere")
     if config.certainty_filter is not None and not in_filter(probability, config.certainty_filter).any():
-        bounds = "{:g} to {:g}".format(*config.certainty_filter)
-        return f"the mask of {name!r} has no pixel in the certainty filter's range {bounds}: it stays as it is"
+        return "has no pixel in the certainty filter's range {:g} to {:g}".format(*config.certainty_filter)
     return ""
 
 
-def _nothing_injected(one: PreparedClass, rule: BackgroundRule) -> str:
-    return (
-        f"the mask of {one.name!r} holds no position of the latent grid under the background rule {rule}: "
-        "the generation is not guided by it"
-    )
+def _warnings(classes: Sequence[PreparedClass], config: RefineConfig, rule: BackgroundRule) -> Iterator[str]:
+    """One line for all the classes of which it is true: files of all classes have many that an image does not show."""
+    alike: dict[str, list[str]] = {}
+    for one in classes:
+        if one.still:
+            alike.setdefault(f"{one.still}: it stays as it is", []).append(one.name)
+        elif (config.emi_self or config.emi_cross) and not one.mask.any():
+            unguided = f"holds no position of the latent grid under the background rule {rule}"
+            alike.setdefault(f"{unguided}: the generation is not guided by it", []).append(one.name)
+    for what, names in alike.items():
+        shown = some(map(repr, names))
+        yield f"the mask of {shown} {what}" if len(names) == 1 else f"each of {len(names)} masks ({shown}) {what}"

@@ -42,15 +42,17 @@ from g4seg_trt.dataset.run import make_plan, refine_items
 from g4seg_trt.dataset.settings import RunOptions, differences, run_settings
 from g4seg_trt.dataset.source import DatasetSource
 from g4seg_trt.dataset.untouched import Untouched
-from g4seg_trt.errors import G4SegError, OutputError
+from g4seg_trt.errors import G4SegError, OutputError, some
 from g4seg_trt.evaluate import NamedEvaluation, comparison_lines, report_lines
 from g4seg_trt.evaluate.named import RESULT
 from g4seg_trt.evaluate.text import percent, without_objects
-from g4seg_trt.masks.gather import some
 from g4seg_trt.outputs import check_distinct, folder_files
 from g4seg_trt.postprocess import parse_post
 from g4seg_trt.refiner import Refiner, engine_directory
 from g4seg_trt.update import BackgroundRule
+
+_SHOWN_WARNINGS = 20
+"""About single images on the terminal; the records have them all."""
 
 
 def refine_folder(arguments: argparse.Namespace) -> int:
@@ -314,10 +316,11 @@ def _report(
 
 def _tell(arguments: argparse.Namespace, layout: Layout, count: int, tally: Tally, figures: list[str]) -> None:
     """Results on stdout, which --json - has for itself; remarks and failures on stderr."""
-    for warning in tally.warnings:
+    shown = len(tally.remarks) + _SHOWN_WARNINGS
+    for warning in tally.warnings[:shown]:
         say(f"warning: {warning}")
-    if tally.more_warnings:
-        say(f"warning: {tally.more_warnings} more, see {layout.records}")
+    if more := tally.more_warnings + len(tally.warnings[shown:]):
+        say(f"warning: {more} more, see {layout.records}")
     if tally.softened:
         say(f"softened before the update: {tally.softened} masks")
     if tally.redone:

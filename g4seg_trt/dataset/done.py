@@ -87,16 +87,19 @@ def check_done(record: Record, item: Item, plan: Plan, layout: Layout, truth_sha
         InputError: if an input or the label picture cannot be read.
     """
     details = record.details
+    try:
+        known = _known_figures(details)
+        stored = {row: NamedCounts.from_mapping(one) for row, one in (details.get("counts") or {}).items()} or None
+    except (LookupError, TypeError, ValueError, AttributeError):  # a record that was changed by hand
+        return
     if truth_sha256 is None:  # nobody asks how it compared with the one of an earlier run
-        known = _known_figures(details).items()
-        raise DoneBefore(record, {name: replace(one, iou_before=None, iou_after=None) for name, one in known}, None)
+        bare = {name: replace(one, iou_before=None, iou_after=None) for name, one in known.items()}
+        raise DoneBefore(record, bare, None)
     same_truth = details.get("truth_sha256") == truth_sha256
     if plan.compare is not None and not (same_truth and details.get("compare_sha256") == plan.compare_sha256):
         return
     if same_truth:
-        stored: Mapping[str, Any] = details.get("counts") or {}
-        counts = {row: NamedCounts.from_mapping(one) for row, one in stored.items()} or None
-        raise DoneBefore(record, _known_figures(details), counts)
+        raise DoneBefore(record, known, stored)
     size = details.get("size")
     done = read_done(item, layout, plan.rule, plan.table, None if size is None else (size[0], size[1]))
     if done.truth is None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from g4seg_trt.atomic import reason
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.dataset.mask_files import MaskCollection, MaskSet, MaskSource, entries, layouts, only, open_masks
-from g4seg_trt.errors import ConfigError, InputError
+from g4seg_trt.errors import ConfigError, InputError, some
 from g4seg_trt.listing import IMAGE_SUFFIXES, composed, images_of_list, listed
 from g4seg_trt.masks.coarse import Naming
 from g4seg_trt.outputs import folder_files
@@ -124,6 +124,10 @@ class DatasetSource:
         truths = entries(Path(truth), "ground-truth folder", _TRUTHS) if truth is not None else None
         named = None if classes is None else {stem: _several(of_it) for stem, of_it in classes.items()}
         matching = any(mask_set.candidates(stem) for stem in stems)
+        owners: dict[str, list[str]] = {}  # COCO has one number for 139.jpg and 000000000139.jpg
+        for stem, alike in pictures.items():
+            for key in mask_set.candidates(stem):
+                owners.setdefault(key, []).extend(alike)
         found = []
         for stem in stems:
             masks_of: str | InputError
@@ -137,6 +141,8 @@ class DatasetSource:
                 if not candidates and matching:  # else the masks are those of other images
                     candidates = mask_set.classless(stem)
                 masks_of = only(candidates, mask_set.missing(), "mask")
+                if len(owners.get(masks_of, ())) > 1:
+                    raise InputError(f"its masks could be those of several images: {some(owners[masks_of])}")
             except InputError as error:
                 masks_of = error.with_traceback(None)
             if truths is not None and stem in truths:

@@ -9,11 +9,11 @@ from typing import Any
 
 from g4seg_trt.arrays import Floats
 from g4seg_trt.atomic import atomic_folder, check_writable, reason
-from g4seg_trt.errors import MaskError, OutputError
+from g4seg_trt.errors import MaskError, OutputError, some
 from g4seg_trt.listing import composed
 from g4seg_trt.masks.array import as_probability, as_stored, open_npy, write_npy
 from g4seg_trt.masks.coarse import CoarseMasks, Naming
-from g4seg_trt.masks.gather import Chosen, choose, maps_by_key, named_maps, some
+from g4seg_trt.masks.gather import Chosen, choose, maps_by_key, named_maps
 from g4seg_trt.masks.png import GreyLayout, read_grey, write_grey
 
 NAME = "class-folder"

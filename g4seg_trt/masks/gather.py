@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 
 from g4seg_trt.arrays import Floats
-from g4seg_trt.errors import ClassNameError, MaskError
+from g4seg_trt.errors import ClassNameError, MaskError, some
 from g4seg_trt.masks.array import UNNAMED, check_count
 from g4seg_trt.masks.coarse import CoarseMasks, Naming, ids_of_names
 from g4seg_trt.update import BACKGROUND, BackgroundRule
 
 CHANNEL = BackgroundRule("channel", 0.0)
 """The rule of files that bring the background's own probability."""
-
-_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -152,9 +150,3 @@ def one_class(probability: Floats, naming: Naming, what: str, origin: Mapping[st
     if table is not None:
         names = (table.named(names[0], what).name,)
     return CoarseMasks(ids_of_names(names, naming, what), names, probability[None], origin=origin)
-
-
-def some(names: Iterable[str]) -> str:
-    """The first names and how many more there are, for a line of text."""
-    names = list(names)
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from g4seg_trt.arrays import Array
-from g4seg_trt.errors import InputError, MaskError
+from g4seg_trt.errors import InputError, MaskError, some
 from g4seg_trt.masks.array import (
     MOST_UNSIZED,
     as_stored,
@@ -22,7 +22,7 @@ from g4seg_trt.masks.array import (
     write_npz,
 )
 from g4seg_trt.masks.coarse import CoarseMasks, Naming
-from g4seg_trt.masks.gather import Chosen, choose, maps_by_key, named_maps, some
+from g4seg_trt.masks.gather import Chosen, choose, maps_by_key, named_maps
 
 NAME = "npz"
 

@@ -22,10 +22,9 @@ import numpy as np
 from PIL import Image
 
 from g4seg_trt.arrays import Array
-from g4seg_trt.errors import MaskError
+from g4seg_trt.errors import MaskError, some
 from g4seg_trt.masks.coarse import Naming
 from g4seg_trt.masks.colours import ids_of_colours
-from g4seg_trt.masks.gather import some
 from g4seg_trt.masks.png import FORMAT, grey_values, index_values
 from g4seg_trt.picture import open_picture
 

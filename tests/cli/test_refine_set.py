@@ -86,6 +86,23 @@ def test_a_ground_truth_of_0_and_255_says_nothing_about_classes(
     assert "warning: no pixel of the ground truth has a class" in done.err
 
 
+def test_the_terminal_has_the_first_warnings_about_images_and_the_report_more(
+    refine_here: Command, toy_engine: Path, folder: Folder
+) -> None:
+    for number in range(21):
+        stem = f"more {number:02d}"
+        Image.new("RGB", (40, 30)).save(folder.images / f"{stem}.png")
+        Image.new("L", (40, 30)).save(folder.masks / f"{stem}.png")
+    report = folder.root / "r.json"
+    done = refine_here(*folder.arguments(toy_engine, "--class-name", "disc", "--format", "png", "--json", report))
+    assert done.code == 0, done.err
+    assert [line.split(":")[1].strip() for line in done.err.splitlines() if "is empty" in line] == [
+        f"more {number:02d}" for number in range(20)
+    ]
+    assert f"warning: 1 more, see {folder.output / 'records'}" in done.err
+    assert len(json.loads(report.read_text("utf-8"))["warnings"]) == 21
+
+
 def test_without_a_table_classes_are_told_by_their_names(
     refine_here: Command, toy_engine: Path, folder: Folder
 ) -> None:

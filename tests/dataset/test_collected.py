@@ -212,6 +212,22 @@ def test_the_file_of_all_goes_also_when_it_was_called_otherwise(
     assert [path.name for path in masks.iterdir()] == [f"{STEMS[0]}.npz"]
 
 
+def test_an_entry_of_several_images_is_that_of_none(
+    dataset: Dataset, numbered: dict[str, Any], refiner: Refiner
+) -> None:
+    save_results(dataset.masks / "res.json", numbered)
+    first = dataset.images / f"{STEMS[0]}.png"
+    first.with_name("COCO_val2014_000000000001.png").write_bytes(first.read_bytes())
+    source = DatasetSource.from_folders(dataset.images, dataset.masks / "res.json", table=COCO)
+    results = {result.stem: result for result in refiner.refine_dataset(source, dataset.output)}
+    failed = {stem: str(result.error) for stem, result in results.items() if result.error is not None}
+    both = "its masks could be those of several images: 000000000001.png, COCO_val2014_000000000001.png"
+    assert failed == {STEMS[0]: both, "COCO_val2014_000000000001": both}
+    # Also for a list that has only one of them.
+    one = DatasetSource.from_folders(dataset.images, dataset.masks / "res.json", table=COCO, names=[STEMS[0]])
+    assert str(one.entries[0].masks) == both
+
+
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
 def test_names_are_found_in_any_form_of_unicode(forms: tuple[Any, Any], tmp_path: Path) -> None:
     pytest.importorskip("pycocotools.mask")

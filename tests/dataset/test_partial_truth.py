@@ -113,6 +113,25 @@ def test_another_ground_truth_is_measured_once(
         assert {name for name in line if line[name] != before[stem][name]} == {*figures}
 
 
+@pytest.mark.parametrize("wrong", [{}, {"iou_before": 1}, [], "disc"], ids=str)
+@pytest.mark.parametrize("name", ["classes", "counts"])
+@pytest.mark.parametrize("measured", [False, True])
+def test_an_image_whose_record_was_changed_by_hand_is_done_again(
+    measured: bool, name: str, wrong: Any, refiner: Refiner, dataset: Dataset
+) -> None:
+    truth = dataset.truth if measured else None
+    list(refiner.refine_dataset(source_of(dataset, truth=truth), dataset.output))
+    path = dataset.output / "records" / "all.jsonl"
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for line in lines:
+        if line.get("stem") == "im 001":
+            line[name] = {"disc": wrong} if name == "classes" else {"refined": wrong}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    results = refiner.refine_dataset(source_of(dataset, truth=truth), dataset.output, resume=True)
+    states = {result.stem: result.state for result in results}
+    assert states == {stem: "refined" if stem == "im 001" else "skipped" for stem in dataset.stems}
+
+
 def test_class_names_are_one_or_several(dataset: Dataset) -> None:
     classes = {"im 000": "disc", "im 001": ["disc", "cat"], "im 002": ("disc",)}
     source = DatasetSource.from_folders(dataset.images, dataset.masks, classes=classes)

@@ -194,6 +194,19 @@ def test_masks_without_a_contour_stay_with_a_warning(
     assert set(both.generated) == {"disc", "cat"}
 
 
+def test_classes_of_which_the_same_is_true_share_a_warning(make_refiner: Make, make_scene: Scene) -> None:
+    image, mask = make_scene(20, 30)
+    refiner = make_refiner()
+    refiner.set_image(image)
+    masks = {"disc": mask, "full": np.ones_like(mask)}
+    masks |= {f"none {number}": np.zeros_like(mask) for number in range(6)}
+    refined = refiner.refine(masks)
+    assert refined.warnings[1:] == [
+        "the mask of 'full' covers the whole image: it stays as it is",
+        "each of 6 masks ('none 0', 'none 1', 'none 2', 'none 3' and 2 more) is empty: it stays as it is",
+    ]
+
+
 def test_a_mask_too_faint_to_be_injected(make_refiner: Make, make_scene: Scene) -> None:
     image, mask = make_scene(40, 40)
     faint = mask * np.float32(0.45)
