@@ -319,6 +319,8 @@ class RayRefiner:
         dataset = ray.data.from_items(items, override_num_blocks=tasks)
         dataset.context.enable_progress_bars = False
         dataset.context.target_max_block_size = 1  # every row comes back as soon as it is there
+        # Else a worker stands still while two rows of its task have not been taken.
+        dataset.context._max_num_blocks_in_streaming_gen_buffer = size + 1
         mapped = dataset.map_batches(
             kind,
             fn_constructor_args=(work,),

@@ -6,11 +6,9 @@ import os
 import pickle
 import socket
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -147,7 +145,7 @@ class Worker:
         has one row, and they always come in the same order.
         """
         places = [int(place) for place in batch[PLACE] if place != PADDING]
-        for row in _worked_ahead(self._outcomes(places, batch[BEFORE])):
+        for row in self._outcomes(places, batch[BEFORE]):
             yield {OUTCOME: np.array([pickle.dumps(row)], dtype=object)}
 
     def _open(self) -> None:
@@ -274,24 +272,6 @@ class _Told:
 
     def add(self, record: Record) -> None:
         """It is in the result."""
-
-
-def _worked_ahead(rows: Iterator[tuple[int, Outcome]]) -> Iterator[tuple[int, Outcome]]:
-    """The same rows, of work that goes on in a thread: Ray holds a worker up until an earlier row is taken."""
-    ready: SimpleQueue[tuple[int, Outcome] | None] = SimpleQueue()
-
-    def work() -> None:
-        try:
-            for row in rows:
-                ready.put(row)
-        finally:
-            ready.put(None)
-
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="g4seg-work") as pool:
-        working = pool.submit(work)
-        while (row := ready.get()) is not None:
-            yield row
-        working.result()  # raises what ended it, if that was a bug
 
 
 def without_arrays(result: Result) -> Result:

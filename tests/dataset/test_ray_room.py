@@ -82,6 +82,12 @@ def test_a_cluster_that_is_not_there_is_one_line() -> None:
     assert "\n" not in str(told.value)
 
 
+def test_ray_has_the_setting_that_keeps_workers_from_standing_still() -> None:
+    data = pytest.importorskip("ray.data")
+    # It is not documented, and one that is gone would be set without a word.
+    assert data.DataContext.get_current()._max_num_blocks_in_streaming_gen_buffer > 0
+
+
 def test_a_gpu_by_number_is_refused() -> None:
     with pytest.raises(ConfigError, match="Ray gives each worker its own GPU"):
         RayRefiner.from_engine("tiny", device="cuda:1")
