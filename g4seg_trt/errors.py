@@ -21,8 +21,6 @@ __all__ = [
     "some",
 ]
 
-_SHOWN = 4
-
 
 class InputError(G4SegError):
     """An input or a setting is not usable."""
@@ -56,7 +54,7 @@ class OutputError(InputError):
     """An output cannot be written where it was asked for."""
 
 
-def some(names: Iterable[str]) -> str:
+def some(names: Iterable[str], most: int = 4) -> str:
     """The first names and how many more there are, for a message."""
     names = list(names)
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

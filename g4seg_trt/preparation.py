@@ -57,7 +57,7 @@ class Preparation:
 
     Attributes:
         classes: one entry for each mask.
-        warnings: one line each.
+        warnings: see Refinement.
         timings: seconds by stage.
     """
 

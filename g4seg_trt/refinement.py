@@ -26,7 +26,8 @@ class Refinement:
     Attributes:
         probabilities: float32 [H,W] in [0,1] at the image's own size.
         softened: share of the longer side by which the given mask was softened, 0 if it was not.
-        warnings: one line each, about masks that could not change or guide nothing.
+        warnings: about masks that could not change or guide nothing; one line for all of which the same is true, with
+            the names of the first.
         timings: seconds by stage (g4seg_trt.timing.STAGES), those of set_image included.
         generated: on request, the generated image: uint8 RGB [s,s,3].
         denoised: on request, its latent: float32 [Z,h,h].

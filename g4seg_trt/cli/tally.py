@@ -18,7 +18,7 @@ MOST_IMAGES = 10_000
 """A report lists the images of runs up to this size; those of larger ones are in the records."""
 
 MOST_WARNINGS = 1_000
-"""Warnings that are said again at the end of a run; all of them are in the records."""
+"""Warnings about images that a report has; all of them are in the records."""
 
 
 @dataclass

@@ -275,21 +275,22 @@ class RayRefiner:
             return
         ray, permit = import_ray(), work.permit
         fatal: G4SegError | None = None
-        ended: set[str] = set()
+        ended: dict[str, set[int]] = {}
         waiting = {place for place, _ in rows}
         try:
             with closing(self._mapped(kind, rows, work)) as outcomes:
                 for place, outcome in outcomes:
                     if isinstance(outcome, Ended):
-                        ended.add(outcome.worker)
+                        ended.setdefault(outcome.worker, set()).update(outcome.told)
                     elif isinstance(outcome, G4SegError):
                         fatal = fatal or outcome
+                        waiting.discard(place)
                     elif place in waiting:  # once, whatever Ray begins again
                         waiting.discard(place)
                         yield place, outcome
                     if fatal is not None or stopped():
                         permit.recall()
-                    if len(ended) == self.room.workers:
+                    if len(ended) == self.room.workers and all(map(waiting.isdisjoint, ended.values())):
                         break
         except ray.exceptions.RayTaskError:  # a bug, with its traceback
             raise

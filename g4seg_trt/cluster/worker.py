@@ -109,9 +109,15 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class Ended:
-    """This worker begins no other image."""
+    """This worker begins no other image.
+
+    Attributes:
+        worker: its id.
+        told: the places of all its rows; some may come after this one, which is of a later task.
+    """
 
     worker: str
+    told: tuple[int, ...]
 
 
 Outcome = Result | Todo | Unfinished | Ended | G4SegError
@@ -130,6 +136,7 @@ class Worker:
     def __init__(self, assignment: Assignment) -> None:
         self._assignment = assignment
         self._problem: G4SegError | None = None
+        self._told: list[int] = []
         with suppress(OSError):  # on a machine without it, relative paths lead nowhere, which is told
             os.chdir(assignment.folder)
         self._source: DatasetSource = import_ray().get(assignment.source)
@@ -145,8 +152,9 @@ class Worker:
         has one row, and they always come in the same order.
         """
         places = [int(place) for place in batch[PLACE] if place != PADDING]
-        for row in self._outcomes(places, batch[BEFORE]):
-            yield {OUTCOME: np.array([pickle.dumps(row)], dtype=object)}
+        for place, outcome in self._outcomes(places, batch[BEFORE]):
+            self._told.append(place)
+            yield {OUTCOME: np.array([pickle.dumps((place, outcome))], dtype=object)}
 
     def _open(self) -> None:
         """Get ready; raises G4SegError."""
@@ -177,7 +185,7 @@ class Worker:
         if fatal is not None:
             yield from ((place, fatal) for place in left)  # of one row alone Ray might have taken another before
         if permit.has_ended():
-            yield PADDING, Ended(import_ray().get_runtime_context().get_actor_id())
+            yield PADDING, Ended(import_ray().get_runtime_context().get_actor_id(), tuple(self._told))
 
     def _job(self, place: int, before: bytes) -> _WorkersJob:
         record, withdrawn = pickle.loads(before)

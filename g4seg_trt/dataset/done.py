@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ from g4seg_trt.masks.coarse import CoarseMasks
 from g4seg_trt.masks.labels import background_of, places, places_of, unlabelled, without
 from g4seg_trt.report import Pictures, draw_pictures
 from g4seg_trt.update import BackgroundRule
+
+_CHANGED_BY_HAND = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What reading a record raises that no run has written; its image is done again."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ def check_done(record: Record, item: Item, plan: Plan, layout: Layout, truth_sha
     details = record.details
     try:
         known = _known_figures(details)
-        stored = {row: NamedCounts.from_mapping(one) for row, one in (details.get("counts") or {}).items()} or None
-    except (LookupError, TypeError, ValueError, AttributeError):  # a record that was changed by hand
+        _check(details)
+    except _CHANGED_BY_HAND:
         return
     if truth_sha256 is None:  # nobody asks how it compared with the one of an earlier run
         bare = {name: replace(one, iou_before=None, iou_after=None) for name, one in known.items()}
@@ -99,16 +103,22 @@ def check_done(record: Record, item: Item, plan: Plan, layout: Layout, truth_sha
     if plan.compare is not None and not (same_truth and details.get("compare_sha256") == plan.compare_sha256):
         return
     if same_truth:
+        try:
+            stored = {row: NamedCounts.from_mapping(one) for row, one in (details["counts"] or {}).items()} or None
+        except _CHANGED_BY_HAND:
+            return
+        if stored is None and known:
+            return
         raise DoneBefore(record, known, stored)
-    size = details.get("size")
-    done = read_done(item, layout, plan.rule, plan.table, None if size is None else (size[0], size[1]))
+    height, width = details["size"]
+    done = read_done(item, layout, plan.rule, plan.table, (height, width))
     if done.truth is None:
         raise DoneBefore(record, {}, None)
     rows = {COARSE: done.before, RESULT: done.after}
     before, after = (without(place, done.masks.ignored) for place in (done.before, done.after))
     measured = figures(done.masks.names, before, after, done.truth)
     counts = scores(done.masks, rows, done.truth, plan.table)
-    known_of = details.get("classes", {})
+    known_of = details["classes"]
     new = {
         "classes": {name: {**known_of.get(name, {}), **one.to_mapping()} for name, one in measured.items()},
         "truth_sha256": truth_sha256,
@@ -119,11 +129,20 @@ def check_done(record: Record, item: Item, plan: Plan, layout: Layout, truth_sha
 
 
 def _known_figures(details: Mapping[str, Any]) -> dict[str, ClassFigures]:
-    """The figures of each class that a record holds."""
+    """The figures of each class that a record holds; raises one of _CHANGED_BY_HAND if it holds others."""
     known = [field.name for field in fields(ClassFigures)]
-    return {
-        name: ClassFigures(*(values[field] for field in known)) for name, values in details.get("classes", {}).items()
-    }
+    found = {name: [values[field] for field in known] for name, values in details["classes"].items()}
+    if not all(value is None or isfinite(value) for values in found.values() for value in values):
+        raise ValueError("a figure is no number")
+    return {name: ClassFigures(*values) for name, values in found.items()}
+
+
+def _check(details: Mapping[str, Any]) -> None:
+    """Look at what reports read; raises one of _CHANGED_BY_HAND."""
+    height, width = details["size"]
+    texts = isinstance(details["warnings"], list) and all(isinstance(text, str) for text in details["warnings"])
+    if not (height > 0 and width > 0 and 0 <= details["changed_pixels"] <= height * width and texts):
+        raise ValueError("the size, the changed pixels or the warnings are none")
 
 
 def draw_done(item: Item, layout: Layout, rule: BackgroundRule | None, table: ClassTable | None) -> Pictures | None:

@@ -160,7 +160,7 @@ def refine_into(
         OutputError: as OutputFolder.open and `refine_items`, and if an output would take the place of an input.
         EngineError: if a network fails.
     """
-    failed: set[str] = set()
+    lost: set[str] = set()
     check_inputs(layout, source.files())
     with (
         OutputFolder.open(layout, settings, resume=resume, shard=shard) as folder,
@@ -168,9 +168,9 @@ def refine_into(
     ):
         for result in results:
             if result.error is not None and not result.kept:
-                failed.add(result.stem)
+                lost.add(result.stem)
             yield result
-        write_collected(source, make_plan(source, settings, options, layout), folder.records, failed)
+        write_collected(source, make_plan(source, settings, options, layout), folder.records, lost)
 
 
 def _loads(jobs: Iterable[Job], stopped: Callable[[], bool]) -> Iterator[tuple[Job, Callable[[], Loaded]]]:

@@ -142,7 +142,7 @@ class DatasetSource:
                     candidates = mask_set.classless(stem)
                 masks_of = only(candidates, mask_set.missing(), "mask")
                 if len(owners.get(masks_of, ())) > 1:
-                    raise InputError(f"its masks could be those of several images: {some(owners[masks_of])}")
+                    raise InputError(f"its masks could be those of several images, keep one: {some(owners[masks_of])}")
             except InputError as error:
                 masks_of = error.with_traceback(None)
             if truths is not None and stem in truths:
@@ -158,7 +158,8 @@ class DatasetSource:
         if isinstance(mask_set, MaskCollection):
             known = set(stems).union(() if named is None else pictures.keys() - named.keys())
             for stem in (stem for stem, alike in pictures.items() if len(alike) == 1 and stem not in known):
-                beside += [Entry(stem, pictures[stem][0], key, None) for key in mask_set.candidates(stem)]
+                own = [key for key in mask_set.candidates(stem) if len(owners[key]) == 1]
+                beside += [Entry(stem, pictures[stem][0], key, None) for key in own]
         return cls(images, mask_set, found, class_name, named, root, table, beside=beside)
 
     def __len__(self) -> int:

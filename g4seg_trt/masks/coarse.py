@@ -8,7 +8,7 @@ from typing import Any
 
 from g4seg_trt.arrays import Bools, Floats
 from g4seg_trt.class_table import ClassTable
-from g4seg_trt.errors import ClassNameError, MaskError
+from g4seg_trt.errors import ClassNameError, MaskError, some
 from g4seg_trt.update import BackgroundRule
 
 _SHOWN = 12
@@ -118,8 +118,7 @@ def selected(names: Sequence[str], naming: Naming, what: str) -> tuple[int, ...]
         if asked.count(name) > 1:
             raise ClassNameError(f"{what}: the class {name!r} is asked for twice")
         if name not in names:
-            shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-            raise MaskError(f"{what}: no class {name!r}, it holds {shown}")
+            raise MaskError(f"{what}: no class {name!r}, it holds {some(names, _SHOWN)}")
     return tuple(names.index(name) for name in asked)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from g4seg_trt.atomic import reason
-from g4seg_trt.errors import MaskError
+from g4seg_trt.errors import MaskError, some
 from g4seg_trt.masks.pickle_machine import Machine, Rest
 
 # What damaged pickles and .npy headers raise; numpy parses headers as Python.
@@ -94,8 +94,7 @@ def peek_pickled_list(path: Path, opcodes: int = 1000) -> frozenset[str]:
 
 def listed(entries: Iterable[object]) -> str:
     """The keys of a dict for a message, the first few of many."""
-    keys = [ascii(key)[:40] for key in entries]
-    return ", ".join(keys[:12]) + (f" and {len(keys) - 12} more" if len(keys) > 12 else "")
+    return some((ascii(key)[:40] for key in entries), 12)
 
 
 def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -221,7 +221,7 @@ def test_an_entry_of_several_images_is_that_of_none(
     source = DatasetSource.from_folders(dataset.images, dataset.masks / "res.json", table=COCO)
     results = {result.stem: result for result in refiner.refine_dataset(source, dataset.output)}
     failed = {stem: str(result.error) for stem, result in results.items() if result.error is not None}
-    both = "its masks could be those of several images: 000000000001.png, COCO_val2014_000000000001.png"
+    both = "its masks could be those of several images, keep one: 000000000001.png, COCO_val2014_000000000001.png"
     assert failed == {STEMS[0]: both, "COCO_val2014_000000000001": both}
     # Also for a list that has only one of them.
     one = DatasetSource.from_folders(dataset.images, dataset.masks / "res.json", table=COCO, names=[STEMS[0]])

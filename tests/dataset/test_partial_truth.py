@@ -113,23 +113,56 @@ def test_another_ground_truth_is_measured_once(
         assert {name for name in line if line[name] != before[stem][name]} == {*figures}
 
 
-@pytest.mark.parametrize("wrong", [{}, {"iou_before": 1}, [], "disc"], ids=str)
-@pytest.mark.parametrize("name", ["classes", "counts"])
-@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, None) for name in ("classes", "size", "changed_pixels", "warnings")),
+        ("classes", {"disc": {}}),
+        ("classes", {"disc": {"iou_before": 1}}),
+        ("classes", {"disc": "disc"}),
+        ("size", []),
+        ("size", [0, 64]),
+        ("size", ["a", "b"]),
+        ("size", 64),
+        ("changed_pixels", 4097),
+        ("warnings", "none"),
+        ("warnings", [3]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("measured", [False, True], ids=["", "measured"])
 def test_an_image_whose_record_was_changed_by_hand_is_done_again(
-    measured: bool, name: str, wrong: Any, refiner: Refiner, dataset: Dataset
+    measured: bool, name: str, value: object, dataset: Dataset, capsys: Capture
 ) -> None:
-    truth = dataset.truth if measured else None
-    list(refiner.refine_dataset(source_of(dataset, truth=truth), dataset.output))
+    more = ("--ground-truth", dataset.truth) if measured else ()
+    assert command(dataset, *more) == 0
+    change(dataset, name, value)
+    capsys.readouterr()
+    assert command(dataset, *more, "--resume", "--report", dataset.root / "report.html") == 0
+    assert "5 images: 1 refined, 4 skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [None, {}, {"refined": {}}, {"refined": {"pixels": 3, "boundary": {}}}, 7], ids=str)
+def test_counts_that_were_changed_by_hand_matter_to_who_asks_for_them(
+    value: object, dataset: Dataset, capsys: Capture
+) -> None:
+    assert command(dataset, "--ground-truth", dataset.truth) == 0
+    change(dataset, "counts", value)
+    capsys.readouterr()
+    assert command(dataset, "--resume") == 0
+    assert "5 images: 0 refined, 5 skipped" in capsys.readouterr().out
+    assert command(dataset, "--ground-truth", dataset.truth, "--resume") == 0
+    assert "5 images: 1 refined, 4 skipped" in capsys.readouterr().out
+
+
+def change(dataset: Dataset, name: str, value: object) -> None:
+    """In the record of the second image."""
     path = dataset.output / "records" / "all.jsonl"
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     for line in lines:
-        if line.get("stem") == "im 001":
-            line[name] = {"disc": wrong} if name == "classes" else {"refined": wrong}
+        if line.get("stem") == dataset.stems[1]:
+            line[name] = value
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    results = refiner.refine_dataset(source_of(dataset, truth=truth), dataset.output, resume=True)
-    states = {result.stem: result.state for result in results}
-    assert states == {stem: "refined" if stem == "im 001" else "skipped" for stem in dataset.stems}
 
 
 def test_class_names_are_one_or_several(dataset: Dataset) -> None:

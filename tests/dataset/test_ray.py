@@ -218,6 +218,7 @@ def test_ctrl_c_keeps_what_is_finished_and_a_single_process_goes_on(
     done = stems_of(lines_of(dataset.output))
     assert report["refined"] == len(done)
     assert 2 <= len(done) < 40
+    assert sorted(path.stem for path in (dataset.output / "label").iterdir()) == done, "what is written is recorded"
     assert report["ray"] == {"address": cluster.address, "workers": WORKERS, "threads": 1, "gpu": False}
     assert f"interrupted: {len(done)} of 40 images are done, go on with --resume" in error
     assert not [path for path in (dataset.output / "records").iterdir() if path.suffix == ".part"]

@@ -7,7 +7,8 @@ import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -16,8 +17,19 @@ from PIL import Image
 from g4seg_trt import DatasetSource, Refiner
 from g4seg_trt.class_table import ClassTable
 from g4seg_trt.cluster.connection import Room
+from g4seg_trt.cluster.permit import Permit
 from g4seg_trt.cluster.refiner import RayRefiner
-from g4seg_trt.cluster.worker import BEFORE, OUTCOME, PLACE, EngineOptions, RefiningWorker
+from g4seg_trt.cluster.worker import (
+    BEFORE,
+    OUTCOME,
+    PADDING,
+    PLACE,
+    Ended,
+    EngineOptions,
+    LookingWorker,
+    RefiningWorker,
+    Todo,
+)
 from g4seg_trt.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -94,6 +106,45 @@ def test_a_run_that_ends_after_the_look_loses_only_what_has_changed(
     assert again == {stem: "refined" if stem == "im 001" else "skipped" for stem in dataset.stems}
     assert told(lines_of(dataset.output), "im 001") == ["done", "withdrawn", "done"]
     assert told(lines_of(dataset.output), "im 000") == ["done"]
+
+
+def test_rows_that_come_after_the_end_of_their_worker_are_taken(
+    pool: RayRefiner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mapped(*_: object) -> Iterator[Any]:
+        yield 0, Todo(False)
+        yield PADDING, Ended("one", (0, 1))  # of a later task: Ray keeps no order between two
+        yield 1, Todo(True)
+        raise AssertionError("nothing else was on its way")
+
+    monkeypatch.setattr(RayRefiner, "_mapped", mapped)
+    asked = iter([False, *[True] * 9])  # the run is stopped at its first result
+    with Permit.issue(tmp_path) as permit:
+        rows = [(place, b"") for place in range(3)]
+        told = list(
+            pool._outcomes(LookingWorker, rows, cast("Any", SimpleNamespace(permit=permit)), lambda: next(asked))
+        )
+    assert told == [(0, Todo(False)), (1, Todo(True))]
+
+
+def test_a_worker_never_waits_for_the_rows_of_its_task(refiner: Refiner, without_ray: SimpleNamespace) -> None:
+    asked: dict[str, Any] = {}
+
+    class Data:
+        context = SimpleNamespace()
+
+        def map_batches(self, *_: object, **options: Any) -> Data:
+            asked.update(options, buffer=self.context._max_num_blocks_in_streaming_gen_buffer)
+            return self
+
+        def iter_batches(self, **_: object) -> Iterator[Any]:
+            return iter([])
+
+    data = Data()
+    without_ray.data = SimpleNamespace(from_items=lambda *_, **__: data, ActorPoolStrategy=lambda **_: None)
+    pool = RayRefiner(EngineOptions("tiny", threads=1), Room(2, 1, False), refiner.manifest, refiner.execution)
+    assert list(pool._mapped(RefiningWorker, [(place, b"") for place in range(40)], cast("Any", None))) == []
+    assert asked["buffer"] > asked["batch_size"] > 1, "a row for each image, and one that says that the worker ends"
 
 
 def test_records_are_taken_back_only_for_other_inputs(
